@@ -1,0 +1,62 @@
+"""Repair ColossalAI Chat's (coati's) RLHF maths at run time, behind one flag.
+
+``COATI_EXT=1`` in the environment switches the patches on for a process and all its children;
+:func:`enable` does the same from a script or notebook. Importing this package imports nothing
+else: every name below is loaded when it is first used, so that an unarmed process pays nothing.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False  # typing itself is too heavy for a package that every start-up may touch
+if TYPE_CHECKING:
+    from coati_ext.active import choice, options
+    from coati_ext.config import option
+    from coati_ext.hookspecs import hookimpl
+    from coati_ext.measure import Defect
+    from coati_ext.patching.patch import Patch, Site
+    from coati_ext.report import Report
+    from coati_ext.switch import applied, disable, enable, status
+
+_HOMES = {
+    "Defect": "coati_ext.measure",
+    "Patch": "coati_ext.patching.patch",
+    "Report": "coati_ext.report",
+    "Site": "coati_ext.patching.patch",
+    "applied": "coati_ext.switch",
+    "choice": "coati_ext.active",
+    "disable": "coati_ext.switch",
+    "enable": "coati_ext.switch",
+    "hookimpl": "coati_ext.hookspecs",
+    "option": "coati_ext.config",
+    "options": "coati_ext.active",
+    "status": "coati_ext.switch",
+}
+
+__all__ = [
+    "Defect",
+    "Patch",
+    "Report",
+    "Site",
+    "applied",
+    "choice",
+    "disable",
+    "enable",
+    "hookimpl",
+    "option",
+    "options",
+    "status",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'coati_ext' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

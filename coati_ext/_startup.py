@@ -1,0 +1,43 @@
+"""What the start-up file runs in every armed process: a watch for the first import of coati.
+
+Only modules that the interpreter already holds are imported here. Everything else, plug-ins
+included, loads at the first ``import coati``: a failure there stops that import, whereas ``site``
+would print and swallow a failure at start-up and training would go on unpatched.
+"""
+
+import os
+import sys
+
+OFF = ("", "0", "off", "false", "no")
+
+
+class _Watch:
+    """A ``sys.meta_path`` finder that finds nothing: it arms the patches before coati is found."""
+
+    def __init__(self):  # type: ignore[no-untyped-def]
+        self.busy = False
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+        # Planning looks coati up itself, which asks this finder again.
+        if name == "coati" and not self.busy:
+            self.busy = True
+            try:
+                from coati_ext.switch import arm
+
+                arm()
+            finally:
+                self.busy = False
+            # Reached only when armed: after a refusal, a second `import coati` is refused too.
+            sys.meta_path.remove(self)
+        return None
+
+
+def activate():  # type: ignore[no-untyped-def]
+    """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once."""
+    if os.environ.get("COATI_EXT", "").strip().lower() in OFF:
+        return
+    if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Watch())  # type: ignore[arg-type]
+
+
+activate()

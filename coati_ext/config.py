@@ -1,0 +1,378 @@
+"""Settings from arguments, environment and files; every value remembers where it came from.
+
+Two steps, because plugins bring options of their own: :func:`collect` reads the layers as they
+are, and :func:`resolve` checks them against what the loaded plugins declare, all problems at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
+
+from coati_ext._startup import OFF
+from coati_ext.errors import ConfigError, nearest
+from coati_ext.patching.patch import Patch
+from coati_ext.patching.steps import POLICIES
+
+ON = ("1", "on", "true", "yes")
+FILE = "coati-ext.toml"
+_FLAG = "COATI_EXT"
+ConfigArgument = Union[None, str, "os.PathLike[str]", Mapping[str, Any]]
+
+
+def option(default: Any, help: str, **limits: Any) -> Any:
+    """A field of an options class: its default, its help and what it may be.
+
+    Args:
+        default: the value where the configuration says nothing.
+        help: one sentence for ``coati-ext explain``.
+        limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, or ``chooses`` (the
+            choice hook whose implementation the value names).
+    """
+    return dataclasses.field(default=default, metadata={"help": help, **limits})
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One setting as it was written down somewhere."""
+
+    section: str
+    key: str
+    value: Any
+    origin: str
+    folder: Optional[Path] = None
+
+    @property
+    def name(self) -> str:
+        """``section.key``, or the key alone at the top level."""
+        return f"{self.section}.{self.key}" if self.section else self.key
+
+
+@dataclass(frozen=True)
+class Value:
+    """A resolved setting and where it came from."""
+
+    value: Any
+    origin: str = "default"
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What was written down, lowest precedence first."""
+
+    entries: Tuple[Entry, ...]
+    killed: bool = False
+    """Whether ``COATI_EXT`` says off."""
+    problems: Tuple[str, ...] = ()
+
+    @property
+    def plugins(self) -> List[Tuple[str, str, Optional[Path]]]:
+        """The configured plugins: name, origin, and the folder that a file is relative to."""
+        named: Dict[str, Tuple[str, str, Optional[Path]]] = {}
+        for entry in self.entries:
+            if entry.name == "plugins" and _is_list_of_text(entry.value):
+                named.update({item: (item, entry.origin, entry.folder) for item in entry.value})
+        return list(named.values())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings in force."""
+
+    policy: Value
+    enabled: Mapping[str, Value]
+    """Whether each patch is on."""
+    sections: Mapping[str, Mapping[str, Value]]
+    """The options of each section."""
+    use: Mapping[str, Value]
+    """The implementation that the configuration names for a choice hook."""
+
+    def instances(self, classes: Mapping[str, type]) -> Dict[str, Any]:
+        """The options of each section as an instance of its class."""
+        return {
+            section: classes[section](**{key: item.value for key, item in values.items()})
+            for section, values in self.sections.items()
+        }
+
+
+def collect(config: ConfigArgument = None) -> Layers:
+    """Read every layer: ``pyproject.toml``, ``coati-ext.toml``, the environment, the argument.
+
+    Raises:
+        ConfigError: a file is missing, unreadable or not TOML.
+    """
+    flag = os.environ.get("COATI_EXT", "").strip()
+    chosen = os.environ.get("COATI_EXT_CONFIG")
+    problems: List[str] = []
+    entries: List[Entry] = []
+    if isinstance(config, (str, os.PathLike)):
+        argument = _from_file(Path(config), named_by="enable()")
+    else:
+        argument = _from_mapping(config or {}, "enable()")
+        entries += _from_file(Path("pyproject.toml"))
+        entries += _from_file(Path(chosen or FILE), named_by="COATI_EXT_CONFIG" if chosen else "")
+    if flag.lower() not in (*OFF, *ON):
+        names = [item.strip() for item in flag.split(",") if item.strip()]
+        entries.append(Entry(_FLAG, "only", names, "environment COATI_EXT"))
+    entries += _from_text(os.environ.get("COATI_EXT_SET", ""), problems)
+    killed = bool(flag) and flag.lower() in OFF
+    return Layers((*entries, *argument), killed, tuple(problems))
+
+
+def resolve(
+    layers: Layers,
+    patches: Mapping[str, Patch],
+    options: Mapping[str, type],
+    choices: Mapping[str, Sequence[str]],
+) -> Settings:
+    """Check the layers against what exists and give the settings in force.
+
+    Args:
+        layers: from :func:`collect`.
+        patches: the patches that exist.
+        options: the options class of each section.
+        choices: the implementations of each choice hook.
+
+    Raises:
+        ConfigError: listing every problem with its place, what was expected and the nearest match.
+    """
+    draft = _Draft(patches, options, choices)
+    problems = list(layers.problems)
+    for entry in layers.entries:
+        problem = draft.set(entry)
+        if problem:
+            problems.append(f"{problem}   ({entry.origin})")
+    problems += draft.choose()
+    if problems:
+        told = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(
+            f"{len(problems)} problem{'s' * (len(problems) > 1)} in the coati-ext settings\n{told}\n"
+            f"Known patches and sections: {', '.join(draft.known)}"
+        )
+    return Settings(draft.policy, draft.enabled, draft.sections, draft.use)
+
+
+class _Draft:
+    """The settings while the layers are laid over each other."""
+
+    def __init__(
+        self,
+        patches: Mapping[str, Patch],
+        options: Mapping[str, type],
+        choices: Mapping[str, Sequence[str]],
+    ) -> None:
+        self.options = options
+        self.choices = choices
+        self.known = sorted({*patches, *options})
+        self.policy = Value(POLICIES[0])
+        self.enabled = {name: Value(patch.default) for name, patch in patches.items()}
+        self.sections = {
+            section: {item.name: Value(item.default) for item in dataclasses.fields(cls)}
+            for section, cls in options.items()
+        }
+        self.use: Dict[str, Value] = {}
+
+    def set(self, entry: Entry) -> str:
+        """Lay one entry over what is there; what is wrong with it, or nothing."""
+        if entry.section == _FLAG:
+            return self._set_only(entry)
+        if not entry.section:
+            return self._set_top(entry)
+        if entry.section == "use":
+            return self._set_use(entry)
+        if entry.section not in self.known:
+            match = nearest(entry.section, [*self.known, "use"])
+            return f"{entry.section}: no such patch or section{match}"
+        if entry.key == "enabled" and entry.section in self.enabled:
+            value, wanted = _convert(entry.value, bool)
+            if wanted:
+                return f"{entry.name} = {entry.value!r}: wants {wanted}"
+            self.enabled[entry.section] = Value(value, entry.origin)
+            return ""
+        return self._set_option(entry)
+
+    def choose(self) -> List[str]:
+        """Let an option that names a choice's implementation speak for ``[use]``."""
+        problems = []
+        for section, cls in self.options.items():
+            for item in dataclasses.fields(cls):
+                hook = item.metadata.get("chooses")
+                given = self.sections[section][item.name]
+                if hook is None or given.origin == "default":
+                    continue
+                other = self.use.setdefault(hook, given)
+                if other.value != given.value:
+                    problems.append(
+                        f"{section}.{item.name} = {given.value!r} ({given.origin}) and use.{hook} "
+                        f"= {other.value!r} ({other.origin}) name two implementations of {hook}"
+                    )
+        return problems
+
+    def _set_only(self, entry: Entry) -> str:
+        self.enabled = {name: Value(name in entry.value, entry.origin) for name in self.enabled}
+        unknown = [name for name in entry.value if name not in self.enabled]
+        return "; ".join(f"{name}: no such patch{nearest(name, self.enabled)}" for name in unknown)
+
+    def _set_top(self, entry: Entry) -> str:
+        if entry.key == "policy":
+            if entry.value not in POLICIES:
+                return f"policy = {entry.value!r}: wants {_or(POLICIES)}"
+            self.policy = Value(entry.value, entry.origin)
+        elif entry.key == "plugins":
+            if not _is_list_of_text(entry.value):
+                return f"plugins = {entry.value!r}: wants a list of modules or .py files"
+        elif entry.key in self.known:
+            return (
+                f"{entry.key} = {entry.value!r}: wants a section, as in {entry.key}.enabled = true"
+            )
+        else:
+            match = nearest(entry.key, [*self.known, "policy", "plugins", "use"])
+            return f"{entry.key}: no such patch or setting{match}"
+        return ""
+
+    def _set_use(self, entry: Entry) -> str:
+        if entry.key not in self.choices:
+            return f"use.{entry.key}: no such choice hook{nearest(entry.key, self.choices)}"
+        if entry.value not in self.choices[entry.key]:
+            return self._no_implementation(entry, entry.key)
+        self.use[entry.key] = Value(entry.value, entry.origin)
+        return ""
+
+    def _set_option(self, entry: Entry) -> str:
+        values = self.sections.get(entry.section, {})
+        if entry.key not in values:
+            return f"{entry.name}: no such option{nearest(entry.key, [*values, 'enabled'])}"
+        cls = self.options[entry.section]
+        limits = next(i for i in dataclasses.fields(cls) if i.name == entry.key).metadata
+        value, wanted = _convert(entry.value, typing.get_type_hints(cls)[entry.key])
+        if not wanted and "chooses" in limits:
+            if value not in self.choices[limits["chooses"]]:
+                return self._no_implementation(entry, limits["chooses"])
+        elif not wanted:
+            wanted = _outside(value, limits)
+        if wanted:
+            return f"{entry.name} = {entry.value!r}: wants {wanted}"
+        values[entry.key] = Value(value, entry.origin)
+        return ""
+
+    def _no_implementation(self, entry: Entry, hook: str) -> str:
+        names = self.choices[hook]
+        return (
+            f"{entry.name} = {entry.value!r}: no plugin offers {hook} under that name"
+            f"{nearest(str(entry.value), names)} (there are {', '.join(names)})"
+        )
+
+
+def _outside(value: Any, limits: Mapping[str, Any]) -> str:
+    """What a value of the right type should have been, or nothing when it is within its limits."""
+    if "choices" in limits and value not in limits["choices"]:
+        return _or(limits["choices"]) + nearest(str(value), map(str, limits["choices"]))
+    low, high = limits.get("minimum"), limits.get("maximum")
+    if (low is not None and value < low) or (high is not None and value > high):
+        span = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        return f"a number {' and '.join(span)}"
+    return ""
+
+
+def _convert(value: Any, kind: Any) -> Tuple[Any, str]:
+    """The value as the kind, or what was wanted. Text from the environment is parsed."""
+    if kind is bool:
+        if isinstance(value, str) and value.lower() in (*ON, *OFF):
+            return value.lower() in ON, ""
+        return value, "" if isinstance(value, bool) else "true or false"
+    if kind in (int, float):
+        if isinstance(value, str):
+            try:
+                return kind(value), ""
+            except ValueError:
+                pass
+        elif isinstance(value, (int, kind)) and not isinstance(value, bool):
+            return kind(value), ""
+        return value, "a whole number" if kind is int else "a number"
+    if kind is str:
+        return value, "" if isinstance(value, str) else "a text"
+    return value, "" if _is_list_of_text(value) else "a list of texts"
+
+
+def _is_list_of_text(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+
+def _or(values: Sequence[Any]) -> str:
+    return " or ".join(repr(value) for value in values)
+
+
+def _from_mapping(
+    content: Mapping[str, Any],
+    origin: str,
+    text: str = "",
+    folder: Optional[Path] = None,
+    prefix: str = "",
+) -> List[Entry]:
+    entries = []
+    for key, value in content.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        for name, item in inner:
+            section, leaf = (key, name) if name else ("", key)
+            line = _line(text, prefix, section, leaf)
+            place = f"{origin} line {line}" if line else origin
+            entries.append(Entry(section, leaf, item, place, folder))
+    return entries
+
+
+def _from_file(file: Path, named_by: str = "") -> List[Entry]:
+    if not named_by and not file.is_file():
+        return []
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        source = f", named by {named_by}" if named_by else ""
+        raise ConfigError(f"cannot read {file}{source}: {error}") from error
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        content: Mapping[str, Any] = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    prefix = ""
+    if file.name == "pyproject.toml":
+        content, prefix = content.get("tool", {}).get("coati-ext", {}), "tool.coati-ext"
+    origin = f"enable() {file}" if named_by == "enable()" else str(file)
+    return _from_mapping(content, origin, text, file.resolve().parent, prefix)
+
+
+def _line(text: str, prefix: str, section: str, key: str) -> int:
+    """The line of a key in a TOML text, or 0; a scan is enough to point a reader at it."""
+    header = ".".join(part for part in (prefix, section) if part)
+    current = ""
+    for number, line in enumerate(text.splitlines(), 1):
+        opened = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
+        if opened:
+            current = opened.group(1).replace('"', "").replace(" ", "")
+        written = re.match(r"\s*[\"']?([\w.-]+?)[\"']?\s*=", line)
+        if written and f"{current}.{written.group(1)}" == f"{header}.{key}":
+            return number
+    return 0
+
+
+def _from_text(text: str, problems: List[str]) -> List[Entry]:
+    """The shell-plain form of ``COATI_EXT_SET``: ``section.key=value,...``."""
+    origin = "environment COATI_EXT_SET"
+    entries = []
+    for part in filter(None, (item.strip() for item in text.split(","))):
+        name, equals, value = part.partition("=")
+        section, _, key = name.strip().rpartition(".")
+        if not equals or not key:
+            problems.append(f"{part}: wants section.key=value   ({origin})")
+            continue
+        plugins = not section and key == "plugins"
+        entries.append(Entry(section, key, [value.strip()] if plugins else value.strip(), origin))
+    return entries

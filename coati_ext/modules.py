@@ -1,0 +1,54 @@
+"""What a torch module takes and computes in, seen through the wrappers that training puts on it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from inspect import Parameter, signature
+from typing import TYPE_CHECKING, Any, Callable, FrozenSet, Optional, Tuple
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+# DDP and colossalai's wrappers, torch.compile, peft's outer and inner model.
+_INNER = ("module", "_orig_mod", "base_model", "model")
+
+
+def accepts(module: nn.Module, argument: str) -> bool:
+    """Whether a module's forward takes an argument by name.
+
+    A wrapper whose forward takes ``**kwargs`` is asked what it wraps; one that wraps nothing is
+    taken at its named word, since BLOOM's ``**kwargs`` warns about positions and ignores them.
+    """
+    seen: Optional[Any] = module
+    while seen is not None:
+        names, open_ended = _parameters(seen)
+        if argument in names:
+            return True
+        seen = next((getattr(seen, name) for name in _INNER if hasattr(seen, name)), None)
+        if not open_ended:
+            return False
+    return False
+
+
+def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
+    """The dtype that a value head computes in, or the default where it has no parameters."""
+    floating = (item.dtype for item in head.parameters() if item.is_floating_point())
+    return next(floating, default)
+
+
+def _parameters(module: nn.Module) -> Tuple[FrozenSet[str], bool]:
+    # accelerate and shardformer give single instances a forward of their own.
+    if "forward" in vars(module):
+        return _names(module.forward)
+    return _class_names(type(module).forward)
+
+
+@lru_cache(maxsize=64)
+def _class_names(forward: Callable[..., Any]) -> Tuple[FrozenSet[str], bool]:
+    return _names(forward)
+
+
+def _names(forward: Callable[..., Any]) -> Tuple[FrozenSet[str], bool]:
+    parameters = signature(forward).parameters
+    return frozenset(parameters), any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())

@@ -1,0 +1,1 @@
+"""The patching engine: declare, read upstream's source, plan, apply in one transaction, undo."""

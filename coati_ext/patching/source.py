@@ -1,0 +1,202 @@
+"""Upstream as it lies on disk: where coati is, which generation, and the text of its functions.
+
+Nothing of coati is imported, so all of this works on a login node without torch.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tokenize
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import List, Optional, Tuple
+
+from coati_ext.errors import CoatiNotFoundError
+from coati_ext.patching.fingerprint import FunctionNode, fingerprint, statements
+
+_WAY_IN = (
+    "install it from ColossalAI's applications/ColossalChat (or applications/Chat) folder, or put "
+    "that folder on PYTHONPATH; `coati-ext demo` runs without it"
+)
+
+
+@dataclass(frozen=True)
+class Function:
+    """The source of one upstream function."""
+
+    file: str
+    node: FunctionNode
+    lines: Tuple[str, ...]
+
+    @property
+    def line(self) -> int:
+        """The first line, decorators included: what ``co_firstlineno`` says of the code object."""
+        return min([self.node.lineno, *(item.lineno for item in self.node.decorator_list)])
+
+    @property
+    def text(self) -> str:
+        """The function as it stands in the file."""
+        return "".join(self.lines[self.line - 1 : self.node.end_lineno])
+
+    @property
+    def fingerprint(self) -> str:
+        """See :func:`coati_ext.patching.fingerprint.fingerprint`."""
+        return fingerprint(self.node)
+
+    @property
+    def is_descriptor(self) -> bool:
+        """Whether a decorator makes it something else than a function on its class."""
+        names = {_dotted(item) for item in self.node.decorator_list}
+        return not names.isdisjoint({"staticmethod", "classmethod", "property"})
+
+    def statement(self, index: int) -> Tuple[int, str]:
+        """The line number and first line of the index-th top-level statement."""
+        line = statements(self.node)[index].lineno
+        return line, self.lines[line - 1].strip()
+
+    def uses(self, name: str) -> bool:
+        """Whether the body mentions a dotted name such as ``self.value_head``."""
+        return any(_dotted(node) == name for node in ast.walk(self.node))
+
+
+@dataclass(frozen=True)
+class Coati:
+    """The coati that ``import coati`` would give here."""
+
+    root: Path
+    generation: str
+
+    def function(self, module: str, qualname: str) -> Optional[Function]:
+        """The source of ``module:qualname``, or ``None`` where this release has no such thing.
+
+        Raises:
+            CoatiNotFoundError: the module's file cannot be read or parsed.
+        """
+        file = _module_file(self.root, module)
+        return None if file is None else _find(file, qualname)
+
+
+def find_coati() -> Coati:
+    """Find the importable coati and its generation without importing it.
+
+    Raises:
+        CoatiNotFoundError: there is none, or it is not ColossalAI Chat.
+    """
+    root = _package_root("coati")
+    if root is None:
+        chatgpt = _package_root("chatgpt")
+        if chatgpt is not None and (chatgpt / "models" / "base" / "reward_model.py").is_file():
+            raise CoatiNotFoundError(
+                f"coati is not importable, but its predecessor chatgpt is, at {chatgpt} (ColossalAI "
+                "v0.2.5 to v0.2.7). coati-ext knows coati, which v0.2.8 introduced: update ColossalAI"
+            )
+        raise CoatiNotFoundError(f"coati is not importable by {sys.executable}: {_WAY_IN}")
+    return Coati(root, generation_of(root))
+
+
+def generation_of(root: Path) -> str:
+    """Tell the generation of a coati package from its structure.
+
+    The experience maker's constructor grew with each generation (none; ``tokenizer``; ``gamma``;
+    ``use_grpo``), and the reward model moved out of ``models/base/`` with the third. The version
+    string is ``1.0.0`` in every release and says nothing.
+
+    Raises:
+        CoatiNotFoundError: the structure is none of the four.
+    """
+    init = None
+    maker = root / "experience_maker" / "naive.py"
+    if maker.is_file():
+        init = _find(maker, "NaiveExperienceMaker.__init__")
+    names = {item.arg for item in init.node.args.args} if init else set()
+    if (root / "models" / "base" / "reward_model.py").is_file() and maker.is_file():
+        if "gamma" not in names:
+            return "G2" if "tokenizer" in names else "G1"
+    elif (root / "models" / "reward_model.py").is_file() and "gamma" in names:
+        return "G4" if "use_grpo" in names else "G3"
+    raise CoatiNotFoundError(
+        f"the coati at {root} is no known generation of ColossalAI Chat: expected "
+        "models/base/reward_model.py (G1, G2) or models/reward_model.py (G3, G4) beside "
+        "experience_maker/naive.py with a NaiveExperienceMaker. If it is another package of that "
+        f"name, {_WAY_IN}"
+    )
+
+
+def dotted_file(module: str) -> Optional[Path]:
+    """The file of any importable module, ours included, without running it."""
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return None
+    return Path(spec.origin) if spec is not None and spec.origin else None
+
+
+def function_in(file: Path, qualname: str) -> Optional[Function]:
+    """The source of a function in a file, or ``None``."""
+    return _find(file, qualname)
+
+
+def _package_root(name: str) -> Optional[Path]:
+    if name in sys.modules:
+        paths = getattr(sys.modules[name], "__path__", None)
+    else:
+        try:
+            spec = find_spec(name)
+        except (ImportError, ValueError):
+            return None
+        if spec is None:
+            return None
+        if spec.submodule_search_locations is None:
+            raise CoatiNotFoundError(
+                f"{name} at {spec.origin} is a single file, not ColossalAI Chat: {_WAY_IN}"
+            )
+        paths = spec.submodule_search_locations
+    first = next(iter(paths or ()), None)
+    return Path(first) if first is not None else None
+
+
+def _module_file(root: Path, module: str) -> Optional[Path]:
+    base = root.joinpath(*module.split(".")[1:])
+    for file in (base.with_suffix(".py"), base / "__init__.py"):
+        if file.is_file():
+            return file
+    return None
+
+
+def _find(file: Path, qualname: str) -> Optional[Function]:
+    tree, lines = _parse(file, file.stat().st_mtime_ns)
+    body: List[ast.stmt] = tree.body
+    *owners, name = qualname.split(".")
+    for owner in owners:
+        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == owner]
+        if not found:
+            return None
+        body = found[-1].body
+    functions = [
+        node
+        for node in body
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name
+    ]
+    return Function(str(file), functions[-1], lines) if functions else None
+
+
+@lru_cache(maxsize=64)
+def _parse(file: Path, modified_ns: int) -> Tuple[ast.Module, Tuple[str, ...]]:
+    try:
+        with tokenize.open(str(file)) as stream:
+            text = stream.read()
+        return ast.parse(text), tuple(text.splitlines(keepends=True))
+    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+        raise CoatiNotFoundError(f"cannot read {file}: {error}") from error
+
+
+def _dotted(node: ast.AST) -> str:
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        owner = _dotted(node.value)
+        return f"{owner}.{node.attr}" if owner else ""
+    return ""

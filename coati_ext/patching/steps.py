@@ -1,0 +1,160 @@
+"""Decide, from upstream's source alone, what each patch may do here. Nothing is touched.
+
+Every site of every patch that is on becomes a step: known code fits, code that
+is right already is left alone, and unknown code is refused with the lines that differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+
+from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError, nearest
+from coati_ext.patching.fingerprint import changed_statements, likeness
+from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.source import Coati, Function
+from coati_ext.report import PENDING, REFUSED, UPSTREAM
+
+POLICIES = ("strict", "structural")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What will become of one site."""
+
+    patch: str
+    site: Site
+    state: str
+    """``pending`` (to be applied), ``already upstream`` or ``refused``."""
+    reason: str
+    function: Optional[Function] = None
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the code found, or nothing where there is none."""
+        return self.function.fingerprint if self.function else ""
+
+
+def plan_steps(patches: Sequence[Patch], coati: Coati, policy: str) -> Tuple[Step, ...]:
+    """The steps of some patches on this coati, in the order in which they must be applied.
+
+    Raises:
+        RefusedError: two patches claim one target without saying which comes after the other.
+    """
+    steps = []
+    for patch in patches:
+        sites = patch.sites_in(coati.generation)
+        steps += [step for site in sites for step in _step(patch, site, coati, policy)]
+    _require_order(steps, {patch.name: patch for patch in patches})
+    return tuple(steps)
+
+
+def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
+    """Sort patches so that each comes after those it names in ``after``, else by name.
+
+    Raises:
+        UnknownNameError: ``after`` names no patch, or goes round in a circle.
+    """
+    done: Dict[str, Patch] = {}
+
+    def visit(name: str, trail: Tuple[str, ...]) -> None:
+        if name in trail:
+            raise UnknownNameError(f"patches come after each other: {' -> '.join((*trail, name))}")
+        if name not in patches:
+            raise UnknownNameError(
+                f"patch {trail[-1]} comes after {name}, which does not exist{nearest(name, patches)}"
+            )
+        for earlier in patches[name].after:
+            visit(earlier, (*trail, name))
+        done.setdefault(name, patches[name])
+
+    for name in sorted(patches):
+        visit(name, ())
+    return tuple(done.values())
+
+
+def refusal(steps: Sequence[Step]) -> Optional[RefusedError]:
+    """The error that tells of every refused step, or ``None``."""
+    refused = [step for step in steps if step.state == REFUSED]
+    if not refused:
+        return None
+    told = "\n".join(f"{step.patch}: {step.reason}" for step in refused)
+    names = ",".join(sorted({step.patch for step in refused}))
+    return RefusedError(
+        f"coati-ext refuses to patch code that it does not know, and has patched nothing.\n{told}\n"
+        'Ways out: restore the upstream function; set policy = "structural" '
+        "(COATI_EXT_SET=policy=structural) if your edit keeps the function's interface and the "
+        f"patch may replace it; or leave the patch out ({_without(names)}). "
+        f"`coati-ext diff {refused[0].patch}` shows both versions."
+    )
+
+
+def _without(names: str) -> str:
+    return "COATI_EXT_SET=" + ",".join(f"{name}.enabled=false" for name in names.split(","))
+
+
+def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
+    try:
+        function = coati.function(site.module, site.qualname)
+    except CoatiNotFoundError as error:
+        return [Step(patch.name, site, REFUSED, str(error))]
+    if function is None:
+        if site.optional:
+            return []
+        reason = f"{site.target} does not exist in the coati at {coati.root}"
+        return [Step(patch.name, site, REFUSED, reason)]
+    if function.is_descriptor:
+        reason = f"{site.target} is no plain function or method, the only things patched here"
+        return [Step(patch.name, site, REFUSED, reason, function)]
+    found = function.fingerprint
+    for label, known in site.right.items():
+        if found == known:
+            reason = f"right since {label}: nothing to do"
+            return [Step(patch.name, site, UPSTREAM, reason, function)]
+    for label, known in site.fits.items():
+        if found == known:
+            return [Step(patch.name, site, PENDING, f"fits {label}", function)]
+    difference, probe = _difference(site, function)
+    if policy == "structural" and not probe:
+        return [Step(patch.name, site, PENDING, f"fits in structure; {difference}", function)]
+    reason = f"{function.file}, line {function.line}: {site.qualname} {difference}"
+    if policy == "structural":
+        reason += f"; policy structural does not let it through, because {probe}"
+    return [Step(patch.name, site, REFUSED, reason, function)]
+
+
+def _difference(site: Site, function: Function) -> Tuple[str, str]:
+    """What differs from the nearest release, and which structural probe fails (if any)."""
+    found = function.fingerprint
+    known = {**site.fits, **site.right}
+    label = max(known, key=lambda name: likeness(found, known[name]))
+    signature, new, missing = changed_statements(found, known[label])
+    parts = ["its signature"] if signature else []
+    for index in new:
+        line, text = function.statement(index)
+        parts.append(f"line {line} `{text}`")
+    if missing:
+        parts.append(f"{missing} statement{'s' * (missing > 1)} of upstream's missing")
+    difference = f"differs from upstream's {label} in {', '.join(parts)} (fingerprint {found})"
+    if found.split("-")[0] not in {item.split("-")[0] for item in site.fits.values()}:
+        return difference, "the signature is none of the released ones"
+    unused = [name for name in site.needs if not function.uses(name)]
+    return difference, f"the body does not use {', '.join(unused)}" if unused else ""
+
+
+def _require_order(steps: Sequence[Step], patches: Mapping[str, Patch]) -> None:
+    before: Dict[str, List[str]] = {}
+    for step in steps:
+        earlier = before.setdefault(step.site.target, [])
+        for name in earlier:
+            if name not in patches[step.patch].after:
+                raise RefusedError(
+                    f"patches {name} and {step.patch} both change {step.site.target}: one of them "
+                    "must name the other in `after`, or be switched off"
+                )
+        if earlier and step.site.mode == "replace":
+            raise RefusedError(
+                f"patch {step.patch} would replace {step.site.target}, which patch {earlier[-1]} "
+                "has changed: only a wrap can come after another patch"
+            )
+        earlier.append(step.patch)

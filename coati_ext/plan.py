@@ -1,0 +1,177 @@
+"""The whole plan as a value: settings, plugins, upstream, and what would be done to it.
+
+Making a plan touches nothing and imports neither coati nor torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+
+from coati_ext import __version__
+from coati_ext.config import ConfigArgument, Layers, Settings, collect, resolve
+from coati_ext.errors import CoatiNotFoundError, ConfigError, PluginError
+from coati_ext.patching.patch import Patch
+from coati_ext.patching.source import Coati, find_coati
+from coati_ext.patching.steps import Step, in_order, plan_steps, refusal
+from coati_ext.plugins import CHOICES, Implementation, Registry, load, plugin_hashes
+from coati_ext.report import OFF, PENDING, Report, Row
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What coati-ext would do here."""
+
+    layers: Layers
+    registry: Registry
+    settings: Settings
+    choices: Mapping[str, Implementation]
+    """The implementation picked for each choice hook."""
+    coati: Optional[Coati]
+    steps: Tuple[Step, ...]
+    missing: Optional[CoatiNotFoundError] = None
+    """Why there is no coati, when there is none."""
+
+    @property
+    def digest(self) -> str:
+        """Identifies everything that decides the numbers: equal plans have equal digests."""
+        content = {
+            "version": __version__,
+            "generation": self.coati and self.coati.generation,
+            "steps": [(s.patch, s.site.target, s.state, s.fingerprint) for s in self.steps],
+            "options": {
+                section: {key: item.value for key, item in values.items()}
+                for section, values in self.settings.sections.items()
+            },
+            "choices": {hook: item.name for hook, item in self.choices.items()},
+            "plugins": plugin_hashes(self.registry.plugins),
+        }
+        text = json.dumps(content, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def functions(self) -> Dict[str, Callable[..., Any]]:
+        """The picked implementation of each choice hook as a plain function."""
+        return {hook: self.registry.resolve(hook, item) for hook, item in self.choices.items()}
+
+    def report(self, applied: Tuple[str, ...] = (), notes: Tuple[str, ...] = ()) -> Report:
+        """The plan as a report, in which the targets given have been changed."""
+        rows = []
+        for step in self.steps:
+            done = step.state == PENDING and step.site.target in applied
+            rows.append(
+                Row(step.patch, "applied" if done else step.state, step.site.target, step.reason)
+            )
+        planned = {row.name for row in rows}
+        for name, value in self.settings.enabled.items():
+            if name not in planned:
+                reason = (
+                    f"switched off by {value.origin}"
+                    if not value.value
+                    else (
+                        str(self.missing)
+                        if self.missing
+                        else "nothing to change in this generation"
+                    )
+                )
+                rows.append(Row(name, OFF, "", reason))
+        generation = self.coati.generation if self.coati else None
+        return Report(generation, tuple(rows), self.digest, notes)
+
+    def check(self) -> None:
+        """Raise what stands in the way of training under this plan.
+
+        Raises:
+            PluginError: a plugin is broken.
+            CoatiNotFoundError: there is no coati.
+            RefusedError: a patch does not fit.
+        """
+        if self.registry.broken:
+            told = "\n".join(
+                f"  {plugin.name} ({plugin.source}): {plugin.error}"
+                for plugin in self.registry.broken
+            )
+            raise PluginError(f"coati-ext will not train with broken plugins:\n{told}")
+        if self.missing:
+            raise self.missing
+        refused = refusal(self.steps)
+        if refused:
+            raise refused
+
+
+def make_plan(config: ConfigArgument = None) -> Plan:
+    """Read the settings, load the plugins and compare upstream's source with the patches.
+
+    Raises:
+        ConfigError: the settings are wrong, or two plugins offer a choice and none is named.
+        RefusedError: two patches claim one target.
+    """
+    layers = collect(config)
+    registry = load(layers.plugins)
+    offers = {hook: registry.implementations(hook) for hook in CHOICES}
+    names = {hook: [item.name for item in items] for hook, items in offers.items()}
+    try:
+        settings = resolve(layers, registry.patches, registry.options, names)
+    except ConfigError as error:
+        broken = "\n".join(f"  {item.name}: {item.error}" for item in registry.broken)
+        if not broken:
+            raise
+        raise ConfigError(f"{error}\nBroken plugins, which may be why:\n{broken}") from None
+    choices = _pick(offers, settings, registry)
+    patches = in_order(registry.patches)
+    on = [patch for patch in patches if settings.enabled[patch.name].value]
+    try:
+        coati = find_coati()
+    except CoatiNotFoundError as error:
+        return Plan(layers, registry, settings, choices, None, (), error)
+    steps = plan_steps(_with_parents(on, registry.patches), coati, settings.policy.value)
+    return Plan(layers, registry, settings, choices, coati, steps)
+
+
+def _with_parents(on: List[Patch], patches: Mapping[str, Patch]) -> List[Patch]:
+    names = {patch.name for patch in on}
+    for patch in on:
+        lacking = [name for name in patch.after if name not in names]
+        if lacking:
+            raise ConfigError(
+                f"patch {patch.name} builds upon {lacking[0]}, which is off: switch it on "
+                f"({lacking[0]}.enabled = true) or {patch.name} off"
+            )
+    return on
+
+
+def _pick(
+    offers: Mapping[str, List[Implementation]], settings: Settings, registry: Registry
+) -> Dict[str, Implementation]:
+    """One implementation of each choice hook: the named one, else the user's only one, else ours.
+
+    Entry-point order differs between machines, so it never decides.
+    """
+    picked = {}
+    for hook, items in offers.items():
+        by_name = {item.name: item for item in items}
+        if len(by_name) < len(items):
+            raise ConfigError(f"two plugins offer {hook} under one name: {sorted(by_name)}")
+        mine = [item for item in items if not item.plugin.builtin]
+        if hook in settings.use:
+            picked[hook] = by_name[settings.use[hook].value]
+        elif len(mine) > 1:
+            raise ConfigError(
+                f"{len(mine)} plugins offer {hook}: {', '.join(item.name for item in mine)}. Name "
+                f'the one to use: [use] {hook} = "{mine[0].name}"'
+            )
+        else:
+            picked[hook] = mine[0] if mine else by_name[_default_of(hook, registry)]
+    return picked
+
+
+def _default_of(hook: str, registry: Registry) -> str:
+    """The built-in named by the default of the option that chooses this hook."""
+    import dataclasses
+
+    for cls in registry.options.values():
+        for item in dataclasses.fields(cls):
+            if item.metadata.get("chooses") == hook:
+                return str(item.default)
+    raise ConfigError(f"no option chooses {hook} and no plugin offers it")

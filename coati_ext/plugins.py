@@ -1,0 +1,265 @@
+"""Find and load plugins, built-in or not, through one door, and pick choice implementations.
+
+Every process loads its plugins anew from the configuration; a manager is never shared or pickled.
+A plugin that cannot be loaded is kept as a value: the command line shows it and goes on, a
+training run refuses to start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pkgutil
+import sys
+import traceback
+from dataclasses import dataclass, field
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+
+import pluggy
+
+from coati_ext import hookspecs
+from coati_ext.errors import PluginError, nearest
+from coati_ext.patching.patch import Patch
+
+GROUP = "coati_ext"
+HOOKS = sorted(name for name, item in vars(hookspecs).items() if hasattr(item, "coati_ext_spec"))
+CHOICES = [name for name in HOOKS if getattr(hookspecs, name).coati_ext_spec["firstresult"]]
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin that was found, loaded or not."""
+
+    name: str
+    source: str
+    """``built-in``, ``entry point of DISTRIBUTION``, or where the configuration names it."""
+    file: str = ""
+    hooks: Tuple[str, ...] = ()
+    error: str = ""
+    """Why it is broken, with file and line; empty when it is loaded."""
+
+    @property
+    def builtin(self) -> bool:
+        """Whether it came with coati-ext."""
+        return self.source == "built-in"
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One implementation of a hook."""
+
+    name: str
+    """The plugin's name, or the function's own where ``specname`` gives it the hook."""
+    plugin: Plugin
+    function: Callable[..., Any]
+    arguments: Tuple[str, ...]
+
+
+@dataclass
+class Registry:
+    """The loaded plugins and everything they registered."""
+
+    manager: pluggy.PluginManager
+    plugins: List[Plugin] = field(default_factory=list)
+    patches: Dict[str, Patch] = field(default_factory=dict)
+    options: Dict[str, type] = field(default_factory=dict)
+    defects: List[Any] = field(default_factory=list)
+
+    @property
+    def broken(self) -> List[Plugin]:
+        """The plugins that could not be loaded."""
+        return [plugin for plugin in self.plugins if plugin.error]
+
+    def implementations(self, hook: str) -> List[Implementation]:
+        """Every implementation of a hook, built-ins first."""
+        plugins = {plugin.name: plugin for plugin in self.plugins}
+        found = []
+        for item in getattr(self.manager.hook, hook).get_hookimpls():
+            own = item.function.__name__
+            name = item.plugin_name if own == hook else own
+            found.append(
+                Implementation(name, plugins[item.plugin_name], item.function, item.argnames)
+            )
+        return sorted(found, key=lambda item: (not item.plugin.builtin, item.name))
+
+    def resolve(self, hook: str, implementation: Implementation) -> Callable[..., Any]:
+        """A plain function of all the hook's arguments, by position."""
+        spec = tuple(getattr(self.manager.hook, hook).spec.argnames)
+        function = implementation.function
+        if implementation.arguments == spec:
+            return function
+        wanted = [spec.index(name) for name in implementation.arguments]
+
+        def chosen(*arguments: Any) -> Any:
+            return function(*[arguments[index] for index in wanted])
+
+        return chosen
+
+
+def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
+    """Load the built-ins, the installed entry points and the plugins named in the configuration.
+
+    Args:
+        named: ``(plugin, origin, folder)`` for each configured one: a module, or a file ending in
+            ``.py`` relative to the folder of the file that names it.
+    """
+    manager = pluggy.PluginManager("coati_ext")
+    manager.add_hookspecs(hookspecs)
+    registry = Registry(manager)
+    patches = importlib.import_module("coati_ext.patches")
+    for item in sorted(pkgutil.iter_modules(patches.__path__), key=lambda item: item.name):
+        _add(registry, item.name, "built-in", _importer(f"coati_ext.patches.{item.name}"))
+    for point in sorted(_entry_points(), key=lambda point: point.name):
+        distribution = getattr(getattr(point, "dist", None), "name", None)
+        source = f"entry point {point.value}" + (f" of {distribution}" if distribution else "")
+        _add(registry, point.name, source, point.load)
+    for name, origin, folder in named:
+        if name.endswith(".py"):
+            file = (folder or Path.cwd()) / name
+            _add(registry, file.stem, origin, _file_importer(file))
+        else:
+            _add(registry, name, origin, _importer(name))
+    return registry
+
+
+def plugin_hashes(plugins: Iterable[Plugin]) -> Dict[str, str]:
+    """A hash of the text of each plugin that did not come with coati-ext."""
+    return {
+        plugin.name: hashlib.sha256(Path(plugin.file).read_bytes()).hexdigest()[:12]
+        for plugin in plugins
+        if not plugin.builtin and not plugin.error and Path(plugin.file).is_file()
+    }
+
+
+def _entry_points() -> List[EntryPoint]:
+    if sys.version_info >= (3, 10):
+        return list(entry_points(group=GROUP))
+    # Editable installs can list one distribution twice on old Pythons.
+    return list({point.name: point for point in entry_points().get(GROUP, ())}.values())
+
+
+def _importer(module: str) -> Callable[[], object]:
+    return lambda: importlib.import_module(module)
+
+
+def _file_importer(file: Path) -> Callable[[], object]:
+    def load_file() -> ModuleType:
+        name = f"coati_ext_plugin_{file.stem}"
+        spec = importlib.util.spec_from_file_location(name, str(file))
+        if spec is None or spec.loader is None or not file.is_file():
+            raise FileNotFoundError(f"no plugin file {file}")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[name]
+            raise
+        return module
+
+    return load_file
+
+
+def _add(registry: Registry, name: str, source: str, importer: Callable[[], object]) -> None:
+    """Load one plugin and let it register its things, or record why it is broken."""
+    manager = registry.manager
+    loaded: Any = None
+    hooks: Tuple[str, ...] = ()
+    error = ""
+    trial = Registry(manager)  # what it registers counts only if all of it is right
+    try:
+        if manager.has_plugin(name):
+            raise PluginError(f"two plugins are called {name}")
+        loaded = importer()
+        _check_hooks(loaded)
+        manager.register(loaded, name)
+        hooks = tuple(sorted({caller.name for caller in manager.get_hookcallers(loaded) or ()}))
+        _collect(loaded, registry, trial)
+    except Exception as problem:
+        error = f"{type(problem).__name__}: {problem} ({_place(problem, loaded)})"
+        if loaded is not None and manager.is_registered(loaded):
+            manager.unregister(loaded)
+    else:
+        registry.patches.update(trial.patches)
+        registry.options.update(trial.options)
+        registry.defects.extend(trial.defects)
+    file = str(getattr(loaded, "__file__", None) or _source_file(loaded))
+    registry.plugins.append(Plugin(name, source, file, hooks, error))
+
+
+def _check_hooks(plugin: Any) -> None:
+    """Name an unknown or unsuitable hook by the user's own definition, which pluggy would not."""
+    if inspect.isclass(plugin):
+        raise PluginError(f"{plugin.__name__} is a class: have you forgotten the ()?")
+    for attribute in dir(plugin):
+        function = getattr(plugin, attribute)
+        marks = getattr(function, "coati_ext_impl", None)
+        if not isinstance(marks, dict):
+            continue
+        hook = marks.get("specname") or attribute
+        where = _definition(function)
+        if hook not in HOOKS:
+            raise PluginError(f"{where}: no hook is called {hook}{nearest(hook, HOOKS)}")
+        if hook in CHOICES and (marks.get("wrapper") or marks.get("hookwrapper")):
+            raise PluginError(
+                f"{where}: {hook} computes numbers, so one implementation is picked and called "
+                "alone; a wrapper around it would not run"
+            )
+        accepted = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+        extra = [name for name in inspect.signature(function).parameters if name not in accepted]
+        if extra:
+            raise PluginError(f"{where}: {hook} has no argument {extra[0]}; it has {accepted}")
+
+
+def _collect(plugin: Any, registry: Registry, trial: Registry) -> None:
+    def register_patch(patch: object) -> None:
+        if not isinstance(patch, Patch):
+            raise PluginError(f"register_patches wants coati_ext.Patch values, got {patch!r}")
+        if patch.name in {**registry.patches, **trial.patches}:
+            raise PluginError(f"a patch called {patch.name} exists already")
+        trial.patches[patch.name] = patch
+
+    def register_options(section: str, options: type) -> None:
+        if section in {**registry.options, **trial.options}:
+            raise PluginError(f"a configuration section called {section} exists already")
+        trial.options[section] = options
+
+    if hasattr(plugin, "register_patches"):
+        plugin.register_patches(register=register_patch)
+    if hasattr(plugin, "register_options"):
+        plugin.register_options(register=register_options)
+    if hasattr(plugin, "register_defects"):
+        plugin.register_defects(register=trial.defects.append)
+
+
+def _definition(function: Callable[..., Any]) -> str:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return f"{code.co_filename}, line {code.co_firstlineno}" if code else repr(function)
+
+
+def _place(problem: BaseException, plugin: object) -> str:
+    if isinstance(problem, SyntaxError) and problem.filename:
+        return f"{problem.filename}, line {problem.lineno}"
+    frames = traceback.extract_tb(problem.__traceback__)
+    outside = [
+        frame
+        for frame in frames
+        if "importlib" not in frame.filename and not frame.filename.endswith("plugins.py")
+    ]
+    if outside:
+        return f"{outside[-1].filename}, line {outside[-1].lineno}"
+    return _source_file(plugin) or "not loaded"
+
+
+def _source_file(plugin: object) -> str:
+    if plugin is None:
+        return ""
+    try:
+        return inspect.getfile(plugin if inspect.ismodule(plugin) else type(plugin))
+    except TypeError:
+        return ""

@@ -1,0 +1,257 @@
+"""Switch the patches on and off in this process.
+
+A session is one enabled plan. Targets whose modules are imported already are changed at once, in
+one transaction; the others by wrapt's post-import hooks as soon as their module has been executed,
+before anybody can bind its names. If such a late target turns out not to fit, everything is undone
+and the import fails: nothing is ever half-patched.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+from coati_ext import active
+from coati_ext.config import ConfigArgument
+from coati_ext.errors import AlreadyEnabledError, CoatiExtError, RefusedError
+from coati_ext.patching.apply import Write, apply_steps, undo
+from coati_ext.patching.steps import Step
+from coati_ext.plan import Plan, make_plan
+from coati_ext.report import APPLIED, OFF, PENDING, Report, Row
+
+WAY_OUT = "set COATI_EXT=0 to run without patches"
+
+_session: Optional[_Session] = None
+_lock = threading.RLock()
+
+
+class _Session:
+    """One plan, being or having been put in force."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.ledger: List[Write] = []
+        self.closed = False
+        self.failure: Optional[CoatiExtError] = None
+
+    def start(self) -> None:
+        """Patch what is imported and wait for the rest."""
+        import wrapt
+
+        waiting: Dict[str, List[Step]] = {}
+        for step in self.plan.steps:
+            if step.state == PENDING:
+                waiting.setdefault(step.site.module, []).append(step)
+        here = [name for name in waiting if name in sys.modules]
+        active.install(
+            self.plan.functions(), self.plan.settings.instances(self.plan.registry.options)
+        )
+        self._apply([step for name in here for step in waiting.pop(name)])
+        for name in waiting:
+            wrapt.register_post_import_hook(self._hook(waiting[name]), name)
+
+    def _hook(self, steps: List[Step]) -> Any:
+        def patch_module(module: ModuleType) -> None:
+            # wrapt cannot take a hook back, so one of a closed session does nothing.
+            with _lock:
+                if self.failure is not None:
+                    raise self.failure
+                if not self.closed:
+                    try:
+                        self._apply(steps)
+                    except Exception as error:
+                        self._fail(error)
+
+        return patch_module
+
+    def _apply(self, steps: List[Step]) -> None:
+        modules = {step.site.module: sys.modules[step.site.module] for step in steps}
+        self.ledger += apply_steps(steps, modules)
+        for step in steps:
+            row = Row(step.patch, APPLIED, step.site.target, step.reason)
+            self.plan.registry.manager.hook.patch_applied(row=row)
+
+    def _fail(self, error: Exception) -> None:
+        self.stop()
+        self.failure = RefusedError(f"{error}\n{WAY_OUT}")
+        raise self.failure from error
+
+    def stop(self) -> None:
+        """Take everything back."""
+        undo(self.ledger)
+        self.ledger.clear()
+        self.closed = True
+        active.install({}, {})
+
+    def report(self) -> Report:
+        """The plan with what has been done so far."""
+        targets = {step.site.target for step in self.plan.steps}
+        written = tuple(write.where for write in self.ledger)
+        notes = tuple(f"rebound {where}" for where in written if where not in targets)
+        return self.plan.report(written, (*notes, *_overriding_subclasses(self.ledger)))
+
+
+def enable(config: ConfigArgument = None) -> Report:
+    """Switch the patches on in this process, before or after coati was imported.
+
+    Args:
+        config: ``None`` to read the environment and the files in the working directory, the path
+            of a configuration file, or a mapping of the same shape.
+
+    Returns:
+        What was done. A second call with the same plan does nothing and returns the same.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        PluginError: a plugin is broken.
+        CoatiNotFoundError: there is no coati here.
+        RefusedError: upstream's code is not what a patch was written for.
+        AlreadyEnabledError: another plan is in force.
+    """
+    global _session
+    with _lock:
+        plan = make_plan(config)
+        if plan.layers.killed:
+            return _off(plan, "COATI_EXT says off")
+        plan.check()
+        _require_torch()
+        if _session is not None:
+            if _session.failure is not None:
+                raise _session.failure
+            if _session.plan.digest != plan.digest:
+                raise AlreadyEnabledError(_differences(_session.plan, plan))
+            return _session.report()
+        session = _Session(plan)
+        try:
+            session.start()
+        except BaseException:
+            session.stop()
+            raise
+        _session = session
+        return session.report()
+
+
+def disable() -> None:
+    """Switch the patches off: every upstream attribute is again the object that it was.
+
+    Raises:
+        DisturbedError: something else has since written to a patched name; nothing is undone.
+    """
+    global _session
+    with _lock:
+        if _session is not None:
+            _session.stop()
+            _session = None
+
+
+def status() -> Report:
+    """What is in force now, or, while nothing is, what ``enable()`` would find (as ``off``)."""
+    with _lock:
+        return _session.report() if _session is not None else _off(make_plan(), "not enabled")
+
+
+@contextmanager
+def applied(config: ConfigArgument = None) -> Iterator[Report]:
+    """Run a block with the patches on, and off again after it unless they were on before."""
+    was_on = _session is not None
+    report = enable(config)
+    try:
+        yield report
+    finally:
+        if not was_on:
+            disable()
+
+
+def arm() -> None:
+    """Enable from the environment at the first import of coati, or stop that import.
+
+    Raises:
+        ImportError: the patches cannot be put in force; its text ends with the way out.
+    """
+    if _session is not None:
+        return
+    try:
+        report = enable()
+    except CoatiExtError as error:
+        raise RefusedError(f"{error}\n{WAY_OUT}") from error
+    _announce(report)
+
+
+def _announce(report: Report) -> None:
+    """One line on the first rank, so that a log says what the run was trained with."""
+    import os
+
+    if os.environ.get("RANK", "0") == "0":
+        names = sorted({row.name for row in report.patches if row.state != OFF})
+        print(
+            f"coati-ext: {', '.join(names) or 'no patches'} on coati generation "
+            f"{report.generation}, digest {report.digest}",
+            file=sys.stderr,
+        )
+
+
+def _require_torch() -> None:
+    if "torch" not in sys.modules and find_spec("torch") is None:
+        raise RefusedError(
+            f"torch is not importable by {sys.executable}, so coati cannot be either: install the "
+            "torch that your coati was written for"
+        )
+
+
+def _off(plan: Plan, reason: str) -> Report:
+    report = plan.report()
+    rows = tuple(
+        Row(row.name, OFF, row.target, row.reason if row.state == OFF else reason)
+        for row in report.patches
+    )
+    return Report(report.generation, rows, report.digest)
+
+
+def _differences(old: Plan, new: Plan) -> str:
+    before, after = _facts(old), _facts(new)
+    lines = [
+        f"  {key}: {before.get(key, 'absent')} in force, {after.get(key, 'absent')} asked for"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+    ]
+    return "\n".join(
+        ["coati-ext is already enabled with another plan; call disable() first.", *lines]
+    )
+
+
+def _facts(plan: Plan) -> Dict[str, str]:
+    facts = {f"{name}.enabled": str(item.value) for name, item in plan.settings.enabled.items()}
+    for section, values in plan.settings.sections.items():
+        facts.update({f"{section}.{key}": str(item.value) for key, item in values.items()})
+    facts.update({f"use.{hook}": item.name for hook, item in plan.choices.items()})
+    facts.update({step.site.target: step.fingerprint for step in plan.steps})
+    facts["policy"] = plan.settings.policy.value
+    facts["generation"] = str(plan.coati and plan.coati.generation)
+    return facts
+
+
+def _overriding_subclasses(ledger: List[Write]) -> Tuple[str, ...]:
+    """Subclasses of a patched class that define the patched method anew and so are not reached."""
+    notes = []
+    for write in ledger:
+        if isinstance(write.owner, type):
+            for cls in _descendants(write.owner):
+                own = vars(cls).get(write.name)
+                if own is not None:
+                    code = getattr(own, "__code__", None)
+                    place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
+                    notes.append(
+                        f"{cls.__module__}.{cls.__qualname__} overrides {write.name}{place} and is "
+                        "reached only if it calls super()"
+                    )
+    return tuple(notes)
+
+
+def _descendants(cls: type) -> Iterator[type]:
+    for child in cls.__subclasses__():
+        yield child
+        yield from _descendants(child)

@@ -1,0 +1,87 @@
+"""The one frame: which tokens are real, left-padded rows without gaps, and their positions.
+
+Letters: B rows, S sequence columns. Nothing here reads a tensor back to the host on CUDA.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import torch
+from torch import Tensor
+
+
+def token_mask(input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
+    """Which tokens are real: a bool mask (B, S).
+
+    Args:
+        input_ids: (B, S) integer.
+        attention_mask: (B, S) bool, integer or float, non-zero where a token is real; ``None``
+            says that every token is.
+
+    Raises:
+        ValueError: the shapes differ, or a row has no real token (seen on CPU tensors; on CUDA,
+            where looking would stall the stream, ``torch._assert_async`` reports it).
+    """
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, S)")
+    if attention_mask is None:
+        mask = torch.ones_like(input_ids, dtype=torch.bool)
+    elif attention_mask.shape != input_ids.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)} but input_ids has shape "
+            f"{tuple(input_ids.shape)}: expected one mask value for each token of each row"
+        )
+    else:
+        mask = attention_mask != 0
+    _require_real_rows(mask)
+    return mask
+
+
+def _require_real_rows(mask: Tensor) -> None:
+    if _is_compiling():
+        return
+    if mask.device.type == "cuda":
+        torch._assert_async(mask.any(dim=1).all())
+    elif mask.device.type == "cpu":
+        # The NumPy view looks at the memory in place, without a read-back in the autograd stream.
+        filled = mask.numpy().any(axis=1)
+        if not filled.all():
+            rows = (~filled).nonzero()[0].tolist()
+            raise ValueError(
+                f"row {', '.join(map(str, rows))} of attention_mask {tuple(mask.shape)} has no "
+                "real token, so there is nothing to score: expected at least one in each row"
+            )
+
+
+def _is_compiling() -> bool:
+    compiler = getattr(torch, "compiler", None)  # absent in torch 1.13
+    return bool(compiler is not None and compiler.is_compiling())
+
+
+def left_frame(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    """Move the real tokens of each row, in order, to its right end.
+
+    ``q pad a eos pad`` becomes ``pad pad q a eos``: a pad inside a row would otherwise shift the
+    rotary positions of what follows it. Left-padded rows come back as they are.
+
+    Args:
+        input_ids: (B, S) integer.
+        mask: (B, S) bool, true for real tokens.
+
+    Returns:
+        The ids and the mask, (B, S) each, in the left-padded frame.
+    """
+    real = mask.long().cumsum(dim=1)
+    pads = torch.arange(1, mask.size(1) + 1, device=mask.device) - real
+    column = torch.where(mask, pads[:, -1:] + real, pads) - 1
+    return input_ids.scatter(1, column, input_ids), mask.scatter(1, column, mask)
+
+
+def position_ids(mask: Tensor) -> Tensor:
+    """The position of each real token among the real tokens of its row: (B, S) int64.
+
+    ``clip(cumsum(mask) - 1, 0)``, which is what Hugging Face's generation computes for
+    left-padded prompts, so that a padded row sees the positions of the row alone.
+    """
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
