@@ -1,9 +1,17 @@
-"""A measured defect: what ``coati-ext doctor --live`` runs with the patches off and on."""
+"""Measured defects: the numbers that ``coati-ext doctor --live`` takes with the patches off and on.
+
+``python -m coati_ext.measure off|on`` prints them as JSON; each state has a process of its own, so
+that what one imports or breaks cannot colour the other.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
+import math
+import sys
 from dataclasses import dataclass
-from typing import Tuple
+from typing import Any, Dict, Tuple
 
 
 @dataclass(frozen=True)
@@ -11,17 +19,56 @@ class Defect:
     """A number that upstream gets wrong and a patch puts right."""
 
     name: str
-    """Its label in the reports, such as ``D1``."""
     patch: str
     """The patch that repairs it."""
     summary: str
-    """What the number is, with its unit."""
+    """What the number is."""
     generations: Tuple[str, ...]
     """The generations that have it."""
     measure: str
     """``module:function`` of no arguments that gives the number, a float, through the installed
-    coati; an exception is reported by its name."""
+    coati. An exception counts as wrong and is reported by its name."""
     right: float = 0.0
     """What the number is when all is well."""
     tolerance: float = 1e-5
     """How far from that it may be."""
+
+
+def measure(defect: Defect) -> Dict[str, Any]:
+    """Take one measurement in the present state of the patches."""
+    module, name = defect.measure.split(":")
+    value: Any
+    try:
+        value = float(getattr(importlib.import_module(module), name)())
+        right = math.isfinite(value) and abs(value - defect.right) <= defect.tolerance
+    except Exception as error:
+        value, right = f"{type(error).__name__}: {error}".splitlines()[0], False
+    return {
+        "name": defect.name,
+        "patch": defect.patch,
+        "summary": defect.summary,
+        "right": defect.right,
+        "value": str(value) if isinstance(value, float) and not math.isfinite(value) else value,
+        "verdict": "right" if right else "wrong",
+    }
+
+
+def main(flag: str) -> int:
+    """Measure everything that this coati's generation can have wrong and print it."""
+    from coati_ext.plan import make_plan
+    from coati_ext.switch import enable
+    from coati_ext.testing import cpu_only
+
+    plan = make_plan()
+    generation = plan.coati.generation if plan.coati else None
+    defects = [item for item in plan.registry.defects if generation in item.generations]
+    if flag == "on":
+        enable()
+        defects = [item for item in defects if plan.settings.enabled[item.patch].value]
+    with cpu_only():
+        print(json.dumps([measure(defect) for defect in defects]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

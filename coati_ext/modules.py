@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Callable, FrozenSet, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, FrozenSet, Tuple
 
 if TYPE_CHECKING:
     import torch
@@ -20,15 +20,12 @@ def accepts(module: nn.Module, argument: str) -> bool:
     A wrapper whose forward takes ``**kwargs`` is asked what it wraps; one that wraps nothing is
     taken at its named word, since BLOOM's ``**kwargs`` warns about positions and ignores them.
     """
-    seen: Optional[Any] = module
-    while seen is not None:
-        names, open_ended = _parameters(seen)
-        if argument in names:
-            return True
-        seen = next((getattr(seen, name) for name in _INNER if hasattr(seen, name)), None)
-        if not open_ended:
-            return False
-    return False
+    names, open_ended = _parameters(module)
+    if argument in names or not open_ended:
+        return argument in names
+    children = dict(module.named_children())  # not getattr: a transformers base_model is itself
+    inner = next((children[name] for name in _INNER if name in children), None)
+    return inner is not None and accepts(inner, argument)
 
 
 def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:

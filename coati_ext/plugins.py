@@ -77,7 +77,7 @@ class Registry:
 
     def implementations(self, hook: str) -> List[Implementation]:
         """Every implementation of a hook, built-ins first."""
-        plugins = {plugin.name: plugin for plugin in self.plugins}
+        plugins = {plugin.name: plugin for plugin in self.plugins if not plugin.error}
         found = []
         for item in getattr(self.manager.hook, hook).get_hookimpls():
             own = item.function.__name__

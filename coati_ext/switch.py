@@ -145,6 +145,7 @@ def disable() -> None:
     with _lock:
         if _session is not None:
             _session.stop()
+            _session.failure = None
             _session = None
 
 

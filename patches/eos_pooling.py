@@ -151,24 +151,30 @@ def register_patches(register: Callable[[Patch], None]) -> None:
 @hookimpl
 def register_defects(register: Callable[[Defect], None]) -> None:
     """Declare what ``doctor --live`` measures."""
-    everywhere = ("G1", "G2", "G3", "G4")
     here = "coati_ext.patches.eos_pooling:"
-    for family in ("gpt2", "opt", "bloom", "llama"):
+    everywhere = ("G1", "G2", "G3", "G4")
+    # OPT and BLOOM derive their positions from the mask, so only G1's pooling moves them.
+    for family, generations in (
+        ("gpt2", everywhere),
+        ("opt", ("G1",)),
+        ("bloom", ("G1",)),
+        ("llama", everywhere),
+    ):
         register(
             Defect(
                 f"padding, {family}",
                 "eos_pooling",
                 "largest change of a reward by left, right, both-side or inner padding",
-                everywhere,
-                here + f"measure_{family}",
+                generations,
+                f"{here}measure_{family}",
             )
         )
     register(
         Defect(
             "no mask",
             "eos_pooling",
-            "change of the reward of one unpadded row when attention_mask is left out",
-            everywhere,
+            "change of an unpadded row's reward when attention_mask is left out",
+            ("G2", "G3", "G4"),
             here + "measure_no_mask",
         )
     )
@@ -176,8 +182,8 @@ def register_defects(register: Callable[[Defect], None]) -> None:
         Defect(
             "float mask",
             "eos_pooling",
-            "change of the reward when attention_mask is of floats",
-            everywhere,
+            "change of a reward when attention_mask is of floats",
+            ("G2", "G3", "G4"),
             here + "measure_float_mask",
         )
     )
@@ -185,8 +191,8 @@ def register_defects(register: Callable[[Defect], None]) -> None:
         Defect(
             "bf16 backbone",
             "eos_pooling",
-            "rewards lost with a bf16 backbone under an fp32 head",
-            everywhere,
+            "rewards lost, of three, with a bf16 backbone under an fp32 head",
+            ("G1", "G2"),
             here + "measure_bf16",
         )
     )

@@ -80,13 +80,16 @@ def register_patches(register: Callable[[Patch], None]) -> None:
 @hookimpl
 def register_defects(register: Callable[[Defect], None]) -> None:
     """Declare what ``doctor --live`` measures."""
-    for name, function in (("LogSigLoss", "measure_log_sig"), ("LogExpLoss", "measure_log_exp")):
+    for name, function, generations in (
+        ("LogSigLoss", "measure_log_sig", ("G1", "G2")),
+        ("LogExpLoss", "measure_log_exp", ("G1", "G2", "G3", "G4")),
+    ):
         register(
             Defect(
                 f"{name} overflows",
                 "stable_losses",
                 f"{name} at a margin of -200, fp32",
-                ("G1", "G2", "G3", "G4"),
+                generations,
                 f"coati_ext.patches.stable_losses:{function}",
                 right=200.0,
                 tolerance=1e-3,

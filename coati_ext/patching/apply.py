@@ -157,8 +157,10 @@ def _replacement(step: Step, original: Callable[..., Any]) -> Callable[..., Any]
     module, name = step.site.new.split(":")
     new: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if step.site.mode == "replace":
-        # Not functools.wraps: inspect.getsource would then show upstream's text as ours.
+        # Not functools.wraps: inspect.getsource would then show upstream's text as ours. The name
+        # is the slot's, because a bound method is pickled as its instance and that name.
         new.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+        new.__name__ = step.site.qualname.split(".")[-1]
         return new
 
     @functools.wraps(original)

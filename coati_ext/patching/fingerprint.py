@@ -87,6 +87,8 @@ def _canonical(node: object) -> object:
             node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
         ):
             value = _without_docstring(value)
+        if name == "values" and kind == "JoinedStr":  # Python 3.12.1 adds empty pieces to f-strings
+            value = [item for item in value if getattr(item, "value", None) != ""]
         if name not in _IGNORED and value is not None and value != []:
             fields.append([name, _canonical(value)])
     return [kind, *fields]

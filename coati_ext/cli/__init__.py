@@ -1,0 +1,80 @@
+"""The ``coati-ext`` command.
+
+Every read command gives its facts as plain data first, which ``--json`` prints as they are, and a
+view of the same data for people. Exit status: 0 fine, 1 refused or unfit, 2 wrong use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+from coati_ext import __version__
+from coati_ext.cli import demo, doctor, read, run
+from coati_ext.errors import CoatiExtError
+
+Facts = Dict[str, Any]
+Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """Run the command line and return its exit status."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does, so that a coati or plugin here is found
+    options = _parser().parse_args(arguments)
+    try:
+        status, facts = options.command(options)
+    except CoatiExtError as error:
+        if getattr(options, "json", False):
+            print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
+        else:
+            print(f"coati-ext: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # `| head` has seen enough
+        sys.stderr.close()
+        return 0
+    if getattr(options, "json", False):
+        print(json.dumps(facts, indent=2))
+    elif options.view is not None:
+        options.view(facts)
+    return int(status)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="coati-ext",
+        description="Repairs coati's RLHF maths at run time. Start with: coati-ext doctor",
+        epilog="exit status: 0 fine, 1 refused or unfit, 2 wrong use",
+    )
+    parser.add_argument("--version", action="version", version=f"coati-ext {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(
+        name: str, help: str, command: Command, view: Optional[Callable[[Facts], None]]
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=command, view=view)
+        if view is not None:
+            sub.add_argument("--json", action="store_true", help="print the facts as JSON")
+        return sub
+
+    sub = add("doctor", "what is wrong here and what would be right", doctor.facts, doctor.view)
+    sub.add_argument(
+        "--live", action="store_true", help="measure each defect before and after (imports torch)"
+    )
+    add("list", "the patches: on or off, and why", read.list_facts, read.list_view)
+    add("plan", "a dry run, target by target", read.plan_facts, read.plan_view)
+    sub = add("explain", "a patch or a hook in detail", read.explain_facts, read.explain_view)
+    sub.add_argument("name", metavar="NAME")
+    sub = add("diff", "upstream's functions against ours", read.diff_facts, read.diff_view)
+    sub.add_argument("name", metavar="NAME")
+    add("config", "the settings in force and their origin", read.config_facts, read.config_view)
+    sub = add("plugins", "the plugins and their hooks", read.plugins_facts, read.plugins_view)
+    sub.add_argument("--hook", metavar="HOOK", help="only those that implement this hook")
+    sub = add("run", "check the plan, then run a command with the patches on", run.run, None)
+    run.add_arguments(sub)
+    sub = add("demo", "train a tiny reward model, flag off and on", demo.facts, demo.view)
+    demo.add_arguments(sub)
+    return parser

@@ -1,0 +1,122 @@
+"""``coati-ext demo``: one ordinary training script, run with the flag off and on.
+
+It trains a tiny reward model through the installed coati (or, where there is none, a stand-in of
+the generation asked for, and says so) and scores held-out pairs in the form that training used and
+in the left-padded form that PPO uses.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from argparse import ArgumentParser, Namespace
+from typing import Any, Dict, List, Tuple
+
+from coati_ext.cli.screen import table, write
+from coati_ext.errors import CoatiNotFoundError, ConfigError
+from coati_ext.install import version_of
+from coati_ext.patching.patch import GENERATIONS
+from coati_ext.patching.source import find_coati
+
+Facts = Dict[str, Any]
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument(
+        "--generation",
+        choices=GENERATIONS,
+        help="use the stand-in of this generation, even if a coati is installed",
+    )
+    parser.add_argument("--family", default="gpt2", help="the backbone (default: gpt2)")
+    parser.add_argument("--pairs", type=int, default=600, help="training pairs (default: 600)")
+    parser.add_argument("--held-out", type=int, default=200, help="held-out pairs (default: 200)")
+    parser.add_argument("--epochs", type=int, default=1, help="passes over them (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+
+
+def facts(options: Namespace) -> Tuple[int, Facts]:
+    """Train twice, flag off and on.
+
+    Raises:
+        ConfigError: torch or transformers is missing.
+    """
+    for package in ("torch", "transformers"):
+        if version_of(package) is None:
+            raise ConfigError(f"the demo needs {package}: pip install 'coati-ext[demo]'")
+    coati, generation, path = _coati(options)
+    paths = [path, *sys.path] if path else sys.path
+    results: List[Facts] = []
+    for flag in ("0", "1"):
+        variables = {
+            **os.environ,
+            "COATI_EXT": flag,
+            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+            "TQDM_DISABLE": "1",
+        }
+        arguments = [options.family, options.pairs, options.held_out, options.epochs, options.seed]
+        command = [sys.executable, "-m", "coati_ext.cli.demo_script", *map(str, arguments)]
+        with tempfile.TemporaryDirectory() as folder:  # upstream's trainers write logs where they are
+            done = subprocess.run(
+                command, env=variables, cwd=folder, capture_output=True, text=True, check=False
+            )
+        if done.returncode:
+            raise RuntimeError(f"the demo's script failed with COATI_EXT={flag}:\n{done.stderr}")
+        results.append({"flag": flag, **json.loads(done.stdout.splitlines()[-1])})
+    return 0, {
+        "coati": coati,
+        "generation": generation,
+        "family": options.family,
+        "pairs": options.pairs,
+        "held_out": options.held_out,
+        "runs": results,
+    }
+
+
+def _coati(options: Namespace) -> Tuple[str, str, str]:
+    """Which coati is used, in words, its generation, and a path to add for it."""
+    from coati_ext.testing import standin
+
+    if not options.generation:
+        try:
+            coati = find_coati()
+            return f"the coati at {coati.root}", coati.generation, ""
+        except CoatiNotFoundError:
+            options.generation = "G4"
+    generation = options.generation
+    words = f"no coati of yours but coati-ext's own stand-in for {generation}, with its defects"
+    return words, generation, str(standin(generation))
+
+
+def view(found: Facts) -> None:
+    """Print :func:`facts`."""
+    write(
+        f"Trained on {found['coati']} ({found['generation']}): {found['family']}, "
+        f"{found['pairs']} pairs, {found['held_out']} held out.",
+        "",
+    )
+    rows = [
+        [
+            "COATI_EXT=" + run["flag"],
+            f"{run['accuracy_training_form']:.3f}",
+            f"{run['accuracy_rl_form']:.3f}",
+            f"{run['padding_shift']:.2g}",
+            f"{run['reward_spread']:.2g}",
+            f"{run['end_tokens_kept']:.0%}",
+            f"{run['seconds']:.0f}",
+        ]
+        for run in found["runs"]
+    ]
+    heads = [
+        "",
+        "pair accuracy, training form",
+        "in PPO's form",
+        "reward moved by padding",
+        "(sd of rewards)",
+        "rows ending in EOS",
+        "seconds",
+    ]
+    write(table(heads, rows))

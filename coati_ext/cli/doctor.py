@@ -1,0 +1,124 @@
+"""``coati-ext doctor``: is everything in place, does it fit, and (``--live``) what it repairs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+from typing import Any, Dict, List, Tuple
+
+from coati_ext import __version__, install
+from coati_ext._startup import OFF
+from coati_ext.cli.read import plan_facts, plan_view
+from coati_ext.cli.screen import table, write
+from coati_ext.report import REFUSED
+
+Facts = Dict[str, Any]
+
+
+def facts(options: Namespace) -> Tuple[int, Facts]:
+    """The state of the installation, of coati, of the plan and, with ``--live``, of the defects."""
+    status, plan = plan_facts(options)
+    file = install.startup_file()
+    found: Facts = {
+        "version": __version__,
+        "location": os.path.dirname(install.__file__),
+        "install": install.kind(),
+        "startup_file": str(file) if file else None,
+        "startup_line": file.read_text().strip() if file else None,
+        "flag": os.environ.get("COATI_EXT"),
+        "armed": os.environ.get("COATI_EXT", "").lower() not in OFF and file is not None,
+        "python": sys.executable,
+        "versions": {
+            name: install.version_of(name) for name in ("torch", "transformers", "colossalai")
+        },
+        "plan": plan,
+    }
+    if found["versions"]["torch"] is None:
+        status = 1
+    if options.live and plan["generation"]:
+        found["live"] = _measure()
+        wrong = [item for item in found["live"] if item["verdict"] != "right"]
+        status = max(status, int(bool(wrong)))
+    found["verdict"], found["next"] = _verdict(found)
+    return status, found
+
+
+def _verdict(found: Facts) -> Tuple[str, str]:
+    plan = found["plan"]
+    if plan["broken_plugins"]:
+        return "a plugin is broken; a training run would refuse to start", "coati-ext plugins"
+    if not plan["generation"]:
+        return "there is no coati to patch here", "coati-ext demo"
+    if found["versions"]["torch"] is None:
+        return f"torch is not installed for {found['python']}", "pip install torch"
+    refused = [item["patch"] for item in plan["steps"] if item["state"] == REFUSED]
+    if refused:
+        return f"{refused[0]} does not fit this coati", f"coati-ext diff {refused[0]}"
+    if any(item["verdict"] != "right" for item in found.get("live", [])):
+        return "a defect remains with the patches on", "coati-ext doctor --live --json"
+    if found["startup_file"] is None:
+        return (
+            "everything fits, but COATI_EXT=1 would arm no process, as no start-up file is "
+            "installed; enable() in a script works",
+            "pip install coati-ext",
+        )
+    if not found["armed"]:
+        return "everything fits; the flag is off, so nothing is patched", "export COATI_EXT=1"
+    return "everything fits and the flag is on", "coati-ext run -- torchrun train.py"
+
+
+def _measure() -> List[Facts]:
+    """Each defect with the patches off and on, in two fresh processes."""
+    off = {item["name"]: item["value"] for item in _measurements("off")}
+    return [
+        {**item, "before": off[item["name"]], "after": item["value"]}
+        for item in _measurements("on")
+    ]
+
+
+def _measurements(flag: str) -> List[Facts]:
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    if flag == "off":
+        variables["COATI_EXT"] = "0"
+    command = [sys.executable, "-m", "coati_ext.measure", flag]
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+    return list(json.loads(done.stdout.splitlines()[-1]))
+
+
+def view(found: Facts) -> None:
+    """Print :func:`facts`."""
+    file, flag = found["startup_file"], found["flag"]
+    versions = [f"{name} {version or 'missing'}" for name, version in found["versions"].items()]
+    write(
+        table(
+            ["", ""],
+            [
+                ["coati-ext", f"{found['version']}, {found['install']} at {found['location']}"],
+                ["python", f"{found['python']}; {', '.join(versions)}"],
+                ["start-up file", file or "none in a site directory"],
+                ["  its line", found["startup_line"] or ""],
+                ["  why", "arms every process of a job, workers included, while COATI_EXT is set"],
+                ["flag", f"COATI_EXT={flag}" if flag else "COATI_EXT is not set"],
+            ],
+        ),
+        "",
+    )
+    plan_view(found["plan"])
+    if "live" in found:
+        rows = [
+            [item["name"], item["patch"], item["summary"]]
+            + [_number(item[key]) for key in ("before", "after", "right")]
+            + [item["verdict"]]
+            for item in found["live"]
+        ]
+        write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
+    write("", f"verdict: {found['verdict']}", f"next: {found['next']}")
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,190 @@
+"""Settings: every layer, their order, where a value came from, and what bad input is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from coati_ext.config import collect, option, resolve
+from coati_ext.errors import ConfigError
+from coati_ext.patching.patch import Patch, Site
+
+SITE = Site("coati.m:f", "ours:f", generations=("G1",))
+PATCHES = {
+    "eos_pooling": Patch("eos_pooling", "", (SITE,), default=True),
+    "reward_scaling": Patch("reward_scaling", "", (SITE,)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    pooling: str = option("eos", "", chooses="pool_reward")
+    lam: float = option(0.95, "", minimum=0.0, maximum=1.0)
+    steps: int = option(3, "")
+    kind: str = option("mean", "", choices=("mean", "sum"))
+    verbose: bool = option(False, "")
+
+
+def settings(config=None):
+    return resolve(
+        collect(config),
+        PATCHES,
+        {"eos_pooling": Options},
+        {"pool_reward": ["eos", "masked_mean", "mine"]},
+    )
+
+
+def problems(config=None):
+    with pytest.raises(ConfigError) as error:
+        settings(config)
+    return str(error.value)
+
+
+def value(name, config=None):
+    section, key = name.split(".")
+    found = settings(config)
+    item = found.enabled[section] if key == "enabled" else found.sections[section][key]
+    return item.value, item.origin
+
+
+def test_defaults():
+    assert value("eos_pooling.enabled") == (True, "default")
+    assert value("reward_scaling.enabled") == (False, "default")
+    assert value("eos_pooling.lam") == (0.95, "default")
+
+
+def test_each_layer_beats_the_one_below_and_is_remembered(monkeypatch):
+    Path("pyproject.toml").write_text("[tool.coati-ext.eos_pooling]\nlam = 0.1\n")
+    assert value("eos_pooling.lam") == (0.1, "pyproject.toml line 2")
+    Path("coati-ext.toml").write_text("[eos_pooling]\n\nlam = 0.2\n")
+    assert value("eos_pooling.lam") == (0.2, "coati-ext.toml line 3")
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.lam=0.3")
+    assert value("eos_pooling.lam") == (0.3, "environment COATI_EXT_SET")
+    assert value("eos_pooling.lam", {"eos_pooling": {"lam": 0.4}}) == (0.4, "enable()")
+
+
+def test_a_path_argument_is_read_instead_of_the_files_found(tmp_path):
+    Path("coati-ext.toml").write_text("[eos_pooling]\nsteps = 9\n")
+    other = tmp_path / "other.toml"
+    other.write_text("[eos_pooling]\nlam = 0.5\n")
+    assert value("eos_pooling.steps", other) == (3, "default")
+    assert value("eos_pooling.lam", str(other))[0] == 0.5
+
+
+def test_the_environment_can_name_the_file(monkeypatch, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "any.toml").write_text("[eos_pooling]\nsteps = 7\n")
+    monkeypatch.setenv("COATI_EXT_CONFIG", "deep/any.toml")
+    assert value("eos_pooling.steps")[0] == 7
+    monkeypatch.setenv("COATI_EXT_CONFIG", "absent.toml")
+    assert "absent.toml, named by COATI_EXT_CONFIG" in problems()
+
+
+@pytest.mark.parametrize("flag", ["1", "on", "TRUE", "yes"])
+def test_a_plain_flag_means_what_the_files_say(monkeypatch, flag):
+    monkeypatch.setenv("COATI_EXT", flag)
+    assert not collect().killed
+    assert value("eos_pooling.enabled") == (True, "default")
+
+
+@pytest.mark.parametrize("flag", ["0", "off", "False", "no"])
+def test_the_kill_switch(monkeypatch, flag):
+    monkeypatch.setenv("COATI_EXT", flag)
+    assert collect().killed
+
+
+def test_an_empty_flag_is_an_unset_one(monkeypatch):
+    monkeypatch.setenv("COATI_EXT", "")
+    assert not collect().killed
+
+
+def test_a_list_of_patches_switches_on_exactly_these(monkeypatch):
+    monkeypatch.setenv("COATI_EXT", "reward_scaling")
+    Path("coati-ext.toml").write_text("[eos_pooling]\nenabled = true\n")
+    assert value("reward_scaling.enabled") == (True, "environment COATI_EXT")
+    assert value("eos_pooling.enabled") == (False, "environment COATI_EXT")
+    assert value("eos_pooling.enabled", {"eos_pooling": {"enabled": True}})[0] is True
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "expected"),
+    [
+        ("eos_pooling.verbose=true", "eos_pooling.verbose", True),
+        ("eos_pooling.verbose=0", "eos_pooling.verbose", False),
+        (" eos_pooling.steps = 4 ,", "eos_pooling.steps", 4),
+        ("eos_pooling.kind=sum,eos_pooling.lam=1", "eos_pooling.lam", 1.0),
+        ("eos_pooling.enabled=no", "eos_pooling.enabled", False),
+    ],
+)
+def test_the_environment_is_parsed_by_type(monkeypatch, text, name, expected):
+    monkeypatch.setenv("COATI_EXT_SET", text)
+    assert value(name)[0] == expected
+
+
+def test_an_option_can_name_a_choice(monkeypatch):
+    found = settings({"eos_pooling": {"pooling": "mine"}})
+    assert found.use["pool_reward"].value == "mine"
+    assert settings().use == {}  # the default leaves a lone plugin its turn
+    told = problems({"eos_pooling": {"pooling": "mine"}, "use": {"pool_reward": "eos"}})
+    assert "name two implementations of pool_reward" in told
+
+
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"eos_poling": {"lam": 1}}, "eos_poling: no such patch or section; did you mean eos_pooling?"),
+        ({"eos_pooling": {"lamb": 1}}, "eos_pooling.lamb: no such option; did you mean lam?"),
+        ({"eos_pooling": {"lam": 1.5}}, "eos_pooling.lam = 1.5: wants a number at least 0.0 and at most 1.0"),
+        ({"eos_pooling": {"lam": "high"}}, "wants a number"),
+        ({"eos_pooling": {"lam": True}}, "wants a number"),
+        ({"eos_pooling": {"steps": 1.5}}, "wants a whole number"),
+        ({"eos_pooling": {"kind": "men"}}, "wants 'mean' or 'sum'; did you mean mean?"),
+        ({"eos_pooling": {"pooling": "min"}}, "no plugin offers pool_reward under that name; did you mean mine?"),
+        ({"eos_pooling": {"pooling": 3}}, "wants a text"),
+        ({"eos_pooling": {"enabled": "perhaps"}}, "wants true or false"),
+        ({"eos_pooling": True}, "wants a section, as in eos_pooling.enabled = true"),
+        ({"polcy": "strict"}, "polcy: no such patch or setting; did you mean policy?"),
+        ({"policy": "lax"}, "policy = 'lax': wants 'strict' or 'structural'"),
+        ({"plugins": "one.py"}, "wants a list of modules or .py files"),
+        ({"use": {"pool_rewards": "eos"}}, "use.pool_rewards: no such choice hook; did you mean pool_reward?"),
+        ({"use": {"pool_reward": "masked_men"}}, "did you mean masked_mean?"),
+    ],
+)
+def test_bad_input_is_named_with_what_was_expected_and_the_nearest_match(config, told):
+    assert told in problems(config)
+
+
+def test_all_problems_are_told_at_once_with_their_lines():
+    Path("coati-ext.toml").write_text(
+        'policy = "lax"\n[eos_poling]\nenabled = true\n\n[eos_pooling]\n"lam" = 7\n'
+    )
+    told = problems()
+    assert "3 problems in the coati-ext settings" in told
+    assert "coati-ext.toml line 1" in told
+    assert "coati-ext.toml line 3" in told
+    assert "coati-ext.toml line 6" in told
+    assert "Known patches and sections: eos_pooling, reward_scaling" in told
+
+
+def test_a_malformed_setting_and_an_unknown_patch_in_the_environment(monkeypatch):
+    monkeypatch.setenv("COATI_EXT_SET", "lam")
+    monkeypatch.setenv("COATI_EXT", "eos_polling")
+    told = problems()
+    assert "lam: wants section.key=value" in told
+    assert "eos_polling: no such patch; did you mean eos_pooling?" in told
+
+
+def test_a_file_that_is_not_toml_or_not_text():
+    Path("coati-ext.toml").write_text("[eos_pooling\n")
+    assert "coati-ext.toml is not TOML" in problems()
+    Path("coati-ext.toml").write_bytes(b"\xff\xfe\x00")
+    assert "cannot read coati-ext.toml" in problems()
+
+
+def test_plugins_add_up_over_the_layers_and_remember_their_folder(monkeypatch, tmp_path):
+    Path("coati-ext.toml").write_text('plugins = ["./mine.py", "package.hooks"]\n')
+    monkeypatch.setenv("COATI_EXT_SET", "plugins=other,plugins=package.hooks")
+    named = collect().plugins
+    assert [name for name, _, _ in named] == ["./mine.py", "package.hooks", "other"]
+    assert named[0][1:] == ("coati-ext.toml line 1", tmp_path)

@@ -1,0 +1,97 @@
+"""The one frame: compaction, masks and positions, for any mask."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from coati_ext.tensors import left_frame, position_ids, token_mask
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+masks = st.tuples(st.integers(1, 5), st.integers(1, 12)).flatmap(
+    lambda shape: st.lists(
+        st.lists(st.booleans(), min_size=shape[1], max_size=shape[1]).filter(any),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
+)
+
+
+@given(masks)
+def test_left_frame_keeps_each_rows_tokens_in_order_at_its_right_end(mask):
+    mask = torch.tensor(mask)
+    ids = torch.arange(mask.numel()).view(mask.shape)
+    framed, framed_mask = left_frame(ids, mask)
+    for row in range(len(ids)):
+        real = ids[row][mask[row]]
+        assert framed[row][-len(real) :].equal(real)
+        assert framed_mask[row].tolist() == [False] * (ids.size(1) - len(real)) + [True] * len(real)
+        assert sorted(framed[row].tolist()) == ids[row].tolist()  # a permutation: nothing is lost
+
+
+@given(masks)
+def test_left_frame_twice_is_once_and_leaves_left_padded_rows_alone(mask):
+    mask = torch.tensor(mask)
+    framed, framed_mask = left_frame(torch.arange(mask.numel()).view(mask.shape), mask)
+    again, again_mask = left_frame(framed, framed_mask)
+    assert again.equal(framed)
+    assert again_mask.equal(framed_mask)
+
+
+@given(masks)
+def test_positions_count_the_real_tokens_of_the_row(mask):
+    expected = np.clip(np.cumsum(np.array(mask), axis=1) - 1, 0, None)
+    assert position_ids(torch.tensor(mask)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16])
+def test_a_mask_of_any_dtype_says_the_same(dtype):
+    mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
+    assert token_mask(torch.zeros(2, 3, dtype=torch.long), mask.to(dtype)).equal(mask.bool())
+
+
+def test_no_mask_means_that_every_token_is_real():
+    assert token_mask(torch.zeros(2, 3, dtype=torch.long), None).all()
+
+
+def test_a_mask_of_another_shape_is_refused_with_both_shapes():
+    with pytest.raises(ValueError, match=r"\(2, 4\).*\(2, 3\)"):
+        token_mask(torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 4))
+
+
+def test_ids_that_are_not_rows_are_refused():
+    with pytest.raises(ValueError, match=r"\(3,\), expected \(B, S\)"):
+        token_mask(torch.zeros(3, dtype=torch.long), None)
+
+
+def test_rows_without_a_real_token_are_named():
+    mask = torch.tensor([[1, 1], [0, 0], [0, 1], [0, 0]])
+    with pytest.raises(ValueError, match=r"row 1, 3 of attention_mask \(4, 2\)"):
+        token_mask(torch.zeros(4, 2, dtype=torch.long), mask)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that would stall a CUDA stream."""
+
+    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "item", "is_nonzero")
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if any(name in str(func) for name in self.NAMES):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_frame_reads_nothing_back():
+    ids = torch.randint(0, 9, (4, 7))
+    mask = torch.tensor([[0, 1, 1, 0, 1, 1, 0]] * 4)
+    with HostReads() as reads:
+        real = token_mask(ids, mask)
+        _, framed = left_frame(ids, real)
+        position_ids(framed)
+    assert reads.seen == []

@@ -1,0 +1,176 @@
+"""Plugins: every way in, isolation of broken ones, and the choice of one implementation."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from coati_ext.errors import ConfigError, PluginError
+from coati_ext.plan import make_plan
+
+POOL = """
+from coati_ext import hookimpl
+
+@hookimpl
+def pool_reward(hidden, positions):
+    return hidden[:, 0]
+"""
+
+
+def write(name: str, text: str) -> str:
+    Path(name).write_text(textwrap.dedent(text))
+    return f"./{name}"
+
+
+def plan_with(*plugins: str, **more):
+    return make_plan({"plugins": list(plugins), **more})
+
+
+def broken(plan):
+    return {plugin.name: plugin.error for plugin in plan.registry.broken}
+
+
+def test_built_ins_use_the_same_door():
+    names = {plugin.name: plugin for plugin in make_plan().registry.plugins}
+    assert {"eos_pooling", "left_padding", "stable_losses"} <= set(names)
+    assert names["eos_pooling"].hooks == (
+        "pool_reward",
+        "register_defects",
+        "register_options",
+        "register_patches",
+    )
+
+
+def test_a_single_file_wins_over_the_built_in():
+    plan = plan_with(write("first_token.py", POOL))
+    assert plan.choices["pool_reward"].name == "first_token"
+
+
+def test_a_module_on_the_path(monkeypatch, tmp_path):
+    write("my_hooks.py", POOL)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert plan_with("my_hooks").choices["pool_reward"].name == "my_hooks"
+
+
+def test_an_entry_point(monkeypatch, tmp_path):
+    write("installed_hooks.py", POOL)
+    info = tmp_path / "someones_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: someones-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[coati_ext]\nsomeones = installed_hooks\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plan = make_plan()
+    assert plan.choices["pool_reward"].name == "someones"
+    (plugin,) = [item for item in plan.registry.plugins if item.name == "someones"]
+    assert plugin.source.startswith("entry point installed_hooks")
+
+
+def test_the_configuration_can_keep_the_built_in():
+    file = write("first_token.py", POOL)
+    assert plan_with(file, eos_pooling={"pooling": "eos"}).choices["pool_reward"].name == "eos"
+    assert plan_with(file, use={"pool_reward": "masked_mean"}).choices["pool_reward"].name == (
+        "masked_mean"
+    )
+
+
+def test_two_offers_need_a_decision():
+    files = [write("one.py", POOL), write("two.py", POOL)]
+    with pytest.raises(ConfigError, match=r'one, two.*\[use\] pool_reward = "one"'):
+        plan_with(*files)
+    assert plan_with(*files, use={"pool_reward": "two"}).choices["pool_reward"].name == "two"
+
+
+def test_one_plugin_can_offer_several_by_the_functions_names():
+    file = write(
+        "several.py",
+        """
+        from coati_ext import hookimpl
+
+        @hookimpl(specname="pool_reward")
+        def first(hidden):
+            return hidden[:, 0]
+
+        @hookimpl(specname="pool_reward")
+        def second(hidden):
+            return hidden[:, 1]
+        """,
+    )
+    plan = plan_with(file, eos_pooling={"pooling": "second"})
+    assert plan.choices["pool_reward"].name == "second"
+
+
+def test_the_picked_implementation_takes_its_subset_of_the_arguments():
+    import torch
+
+    pool = plan_with(write("first_token.py", POOL)).functions()["pool_reward"]
+    hidden = torch.randn(2, 3, 4)
+    assert pool(hidden, None, None, None).equal(hidden[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("import nowhere_to_be_found\n", ["ModuleNotFoundError", "nowhere_to_be_found", "line 1"]),
+        ("def broken(:\n", ["SyntaxError", "line 1"]),
+        (
+            "from coati_ext import hookimpl\n\n@hookimpl\ndef pool_rewards(hidden):\n    pass\n",
+            ["line 3", "no hook is called pool_rewards; did you mean pool_reward?"],
+        ),
+        (
+            "from coati_ext import hookimpl\n@hookimpl\ndef pool_reward(hiden):\n    pass\n",
+            ["line 2", "pool_reward has no argument hiden", "'hidden'"],
+        ),
+        (
+            "from coati_ext import hookimpl\n@hookimpl(hookwrapper=True)\n"
+            "def pool_reward(hidden):\n    yield\n",
+            ["line 2", "a wrapper around it would not run"],
+        ),
+        (
+            "from coati_ext import hookimpl\n@hookimpl\ndef register_patches(register):\n"
+            "    register('eos')\n",
+            ["register_patches wants coati_ext.Patch values, got 'eos'", "line 4"],
+        ),
+    ],
+    ids=["import", "syntax", "unknown hook", "unknown argument", "wrapper", "no patch"],
+)
+def test_a_broken_plugin_is_named_with_file_and_line_and_stops_training(text, told):
+    plan = plan_with(write("mine.py", text))
+    (error,) = broken(plan).values()
+    for part in [*told, "mine.py"]:
+        assert part in error
+    with pytest.raises(PluginError, match="will not train with broken plugins"):
+        plan.check()
+
+
+def test_a_missing_file_and_a_name_taken_twice():
+    plan = plan_with("./absent.py", write("eos_pooling.py", POOL))
+    errors = [plugin.error for plugin in plan.registry.broken]
+    assert "no plugin file" in errors[0]
+    assert "two plugins are called eos_pooling" in errors[1]
+    assert plan.choices["pool_reward"].name == "eos"
+
+
+def test_what_a_broken_plugin_registered_does_not_count():
+    file = write(
+        "half.py",
+        """
+        from coati_ext import Patch, Site, hookimpl
+
+        @hookimpl
+        def register_patches(register):
+            site = Site("coati.models:f", "half:f", generations=("G1",))
+            register(Patch("half_done", "", (site,), default=True))
+            raise RuntimeError("later")
+        """,
+    )
+    plan = plan_with(file)
+    assert "half_done" not in plan.registry.patches
+    assert "RuntimeError: later" in broken(plan)["half"]
+
+
+def test_a_plugins_text_is_part_of_the_digest():
+    file = write("first_token.py", POOL)
+    before = plan_with(file).digest
+    write("first_token.py", POOL.replace("0]", "1]"))
+    assert plan_with(file).digest != before

@@ -1,0 +1,225 @@
+"""The flag: what a Python start imports, and that every kind of child process is armed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import venv
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Python, folders_under_test
+
+ARMED = textwrap.dedent(
+    """
+    import coati.models
+    print(coati.models.RewardModel.forward.__module__)
+    """
+)
+OURS = "coati_ext.patches.eos_pooling"
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The wheel of this source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(folder), str(ROOT)]
+    subprocess.run(command, check=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="session", params=["wheel", "editable"])
+def environment(request, tmp_path_factory):
+    """A virtual environment with coati-ext installed, on top of this one's packages."""
+    folder = tmp_path_factory.mktemp(request.param) / "venv"
+    venv.EnvBuilder(with_pip=False, symlinks=True).create(str(folder))
+    python = folder / "bin" / "python"
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    # The packages of the environment that runs the tests, coati-ext itself excepted.
+    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "zz_base.pth").write_text("\n".join(here) + "\n")
+    what = [str(request.getfixturevalue("wheel"))]
+    if request.param == "editable":
+        source = folder.parent / "source"
+        ignore = shutil.ignore_patterns(".git", ".nox", ".venv", "__pycache__", ".*_cache")
+        shutil.copytree(str(ROOT), str(source), ignore=ignore)
+        what = ["-e", str(source)]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", *what], check=True)
+    return python
+
+
+@pytest.fixture
+def installed(environment, request, tmp_path):
+    """Interpreters of that environment, with the newest coati under test on the path."""
+    upstream = folders_under_test(request.config)[-1]
+    python = Python(upstream.folder, tmp_path, str(environment))
+    inherited = python.environment
+
+    def without_checkout(**variables: str):
+        return {**inherited(), "PYTHONPATH": str(upstream.folder), **variables}
+
+    python.environment = without_checkout  # type: ignore[method-assign]
+    return python
+
+
+def imported(python, **variables):
+    """The names of the modules that starting Python and ending it imports."""
+    listing = "import sys; print(*sorted(sys.modules))"
+    return set(python("-c", listing, **variables).stdout.split())
+
+
+@pytest.mark.slow
+class TestInstalled:
+    def test_with_the_flag_unset_nothing_of_ours_is_imported(self, installed):
+        plain = imported(installed)
+        assert not [name for name in plain if "coati" in name]
+        for off in ("", "0"):
+            assert imported(installed, COATI_EXT=off) == plain
+
+    def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
+        extra = imported(installed, COATI_EXT="1") - imported(installed)
+        assert extra == {"coati_ext", "coati_ext._startup"}
+
+    def test_planning_imports_no_torch(self, installed):
+        script = "import sys, coati_ext; coati_ext.status(); print('torch' in sys.modules)"
+        assert installed("-c", script).stdout.strip() == "False"
+
+    def test_an_unchanged_script_is_patched(self, installed):
+        assert installed("-c", ARMED).stdout.strip().startswith("coati.models")
+        assert installed("-c", ARMED, COATI_EXT="1").stdout.strip() == OURS
+
+    @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
+    def test_multiprocessing_children_are_patched(self, installed, tmp_path, method):
+        (tmp_path / "script.py").write_text(
+            textwrap.dedent(
+                f"""
+                import multiprocessing as mp
+
+                def work(queue):
+                    import coati.models
+                    queue.put(coati.models.RewardModel.forward.__module__)
+
+                if __name__ == "__main__":
+                    context = mp.get_context("{method}")
+                    queue = context.Queue()
+                    child = context.Process(target=work, args=(queue,))
+                    child.start()
+                    print(queue.get(timeout=100))
+                    child.join()
+                """
+            )
+        )
+        assert installed("script.py", COATI_EXT="1").stdout.strip() == OURS
+
+    @pytest.mark.parametrize("flags", [[], ["-I"], ["-s", "-E"]], ids=["plain", "-I", "-s -E"])
+    def test_subprocesses_are_patched(self, installed, flags):
+        # An isolated interpreter ignores PYTHONPATH, so the script itself says where coati is.
+        child = f"import sys; sys.path.append({str(installed.folder)!r})\n{ARMED}"
+        script = f"import subprocess, sys; subprocess.run([sys.executable, *{flags!r}, '-c', {child!r}], check=True)"
+        assert installed("-c", script, COATI_EXT="1").stdout.strip() == OURS
+
+    def test_torchrun_workers_are_patched(self, installed, tmp_path):
+        (tmp_path / "script.py").write_text(
+            "import os\n" + ARMED.replace("print(", "print(os.environ['RANK'], ")
+        )
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+        done = installed(*command, "script.py", COATI_EXT="1")
+        assert sorted(done.stdout.split("\n"))[-2:] == [f"0 {OURS}", f"1 {OURS}"]
+        assert done.stderr.count("coati-ext: eos_pooling") == 1  # the first rank alone says so
+
+    def test_a_refusal_stops_the_import_every_time_and_tells_the_way_out(self, installed):
+        script = textwrap.dedent(
+            """
+            for _ in range(2):
+                try:
+                    import coati
+                except ImportError as error:
+                    print(type(error).__name__, str(error).splitlines()[-1])
+                else:
+                    print("imported")
+            """
+        )
+        done = installed("-c", script, COATI_EXT="1", COATI_EXT_SET="eos_pooling.lam=1")
+        line = "RefusedError set COATI_EXT=0 to run without patches"
+        assert done.stdout.strip().splitlines() == [line, line]
+
+    def test_run_arms_the_command_and_checks_first(self, installed, environment):
+        command = str(Path(environment).parent / "coati-ext")
+        def run(*arguments):
+            return subprocess.run(
+                [command, "run", *arguments], env=installed.environment(), cwd=str(installed.cwd),
+                capture_output=True, text=True, check=False,
+            )
+        done = run("--set", "eos_pooling.pooling=masked_mean", "--", str(environment), "-c", ARMED)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip() == OURS
+        assert "coati-ext: eos_pooling, left_padding, stable_losses on coati generation" in done.stderr
+        done = run("--patch", "stable_losses", "--", str(environment), "-c", ARMED)
+        assert done.stdout.strip().startswith("coati.models")
+        done = run("--set", "eos_pooling.pooling=median", "--", str(environment), "-c", "print('ran')")
+        assert done.returncode == 2
+        assert "ran" not in done.stdout
+        assert run("--", "no-such-command").returncode == 2
+        assert run().returncode == 2
+        status = run("--", str(environment), "-c", "raise SystemExit(7)").returncode
+        assert status == 7
+
+    def test_a_wheel_run_from_the_source_tree_works(self, installed, environment):
+        if "wheel" not in str(environment):
+            pytest.skip("about the wheel")
+        script = "import coati_ext.patches.eos_pooling as p, coati_ext; print(coati_ext.__file__, p.__file__)"
+        done = subprocess.run(
+            [str(environment), "-c", script], cwd=str(ROOT), capture_output=True, text=True, check=True
+        )
+        assert "eos_pooling.py" in done.stdout
+
+    def test_uninstalling_leaves_nothing(self, wheel, tmp_path):
+        folder = tmp_path / "venv"
+        venv.EnvBuilder(with_pip=False, symlinks=True).create(str(folder))
+        site = next((folder / "lib").glob("python*")) / "site-packages"
+        pip = [sys.executable, "-m", "pip", "--python", str(folder / "bin" / "python")]
+        subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
+        assert (site / "coati_ext.pth").is_file()
+        assert (site / "coati_ext.start").is_file()
+        assert (site / "coati_ext" / "patches" / "eos_pooling.py").is_file()
+        assert not (site / "coati_ext" / "patches.py").exists()
+        assert not (site / "patches").exists()
+        subprocess.run([*pip, "uninstall", "-q", "-y", "coati-ext"], check=True)
+        assert not list(site.iterdir())
+
+
+def test_a_bare_checkout_works_without_installing(python):
+    script = "import coati_ext; coati_ext.enable()\n" + ARMED
+    assert python("-c", script).stdout.strip() == OURS
+
+
+def test_the_top_level_folder_cannot_be_imported_by_its_own_name(bare_python):
+    done = bare_python("-c", "import patches", check=False)
+    assert "import coati_ext.patches, not patches" in done.stderr
+
+
+def test_importing_the_package_imports_nothing_else(bare_python):
+    script = textwrap.dedent(
+        """
+        import sys
+        before = set(sys.modules)
+        import coati_ext
+        print(*sorted(set(sys.modules) - before))
+        """
+    )
+    assert bare_python("-c", script).stdout.split() == ["__future__", "coati_ext"]
+
+
+def test_missing_torch_is_told(python, tmp_path):
+    script = (
+        "import sys; from importlib import util\nfind = util.find_spec\n"
+        "import coati_ext.switch as s\ns.find_spec = lambda name: None if name == 'torch' else find(name)\n"
+        "import coati_ext; coati_ext.enable()"
+    )
+    done = python("-c", script, check=False)
+    assert "torch is not importable by" in done.stderr

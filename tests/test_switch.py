@@ -1,0 +1,345 @@
+"""Switching on and off: every order, exact undo, idempotence, and nothing half-patched."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import sys
+import textwrap
+from pathlib import Path
+
+import coati_ext
+import pytest
+from coati_ext.errors import AlreadyEnabledError, DisturbedError, RefusedError
+from coati_ext.plan import make_plan
+
+MODULES = ("coati.models", "coati.dataset", "coati.trainer")
+
+
+def import_all():
+    for name in MODULES:
+        importlib.import_module(name)
+
+
+def attributes():
+    """Every attribute of every coati module and class, by identity."""
+    found = {}
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "coati":
+            for key, value in list(vars(module).items()):
+                found[name, key] = id(value)
+                if isinstance(value, type) and value.__module__.startswith("coati"):
+                    found.update({(name, key, k): id(v) for k, v in vars(value).items()})
+    return found
+
+
+def states(report):
+    return {row.target: row.state for row in report.patches if row.target}
+
+
+def slot(target):
+    module, qualname = target.split(":")
+    *owners, name = qualname.split(".")
+    owner = importlib.import_module(module)
+    for part in owners:
+        owner = vars(owner)[part]
+    return vars(owner)[name]
+
+
+def test_enable_after_import_patches_at_once(upstream):
+    import_all()
+    report = coati_ext.enable()
+    assert report.generation == upstream.generation
+    assert set(states(report).values()) <= {"applied", "already upstream"}
+
+
+def test_enable_before_import_patches_as_modules_come(upstream):
+    report = coati_ext.enable()
+    assert set(states(report).values()) <= {"pending", "already upstream"}
+    import_all()
+    assert set(states(coati_ext.status()).values()) <= {"applied", "already upstream"}
+    assert coati_ext.status().digest == report.digest
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before import", "after import"])
+def test_disable_gives_back_every_attribute_by_identity(upstream, late):
+    import_all()
+    before = attributes()
+    if not late:
+        for name in [name for name in sys.modules if name.split(".")[0] == "coati"]:
+            del sys.modules[name]
+        coati_ext.enable()
+        import_all()
+        patched = {target: slot(target) for target, s in states(coati_ext.status()).items() if s == "applied"}
+        coati_ext.disable()
+        for target, function in patched.items():
+            assert slot(target) is not function
+            assert slot(target).__module__.startswith("coati.")
+    else:
+        coati_ext.enable()
+        assert attributes() != before
+        coati_ext.disable()
+        assert attributes() == before
+
+
+@pytest.mark.parametrize("chosen", list(itertools.chain.from_iterable(
+    itertools.combinations(("eos_pooling", "left_padding", "stable_losses"), n) for n in (0, 1, 2)
+)), ids=lambda names: "+".join(names) or "none")
+def test_any_subset_of_patches_is_undone(upstream, chosen):
+    import_all()
+    before = attributes()
+    every = ("eos_pooling", "left_padding", "stable_losses")
+    report = coati_ext.enable({name: {"enabled": name in chosen} for name in every})
+    assert {row.name for row in report.patches if row.state != "off"} == set(chosen)
+    coati_ext.disable()
+    assert attributes() == before
+
+
+def test_every_order_of_import_enable_and_disable(python):
+    """Three checks after each step, in a fresh interpreter for each order."""
+    script = textwrap.dedent(
+        """
+        import sys, importlib, coati_ext
+        from coati_ext.plan import make_plan
+        steps = [s for s in make_plan().steps if s.state == "pending" and ".models" in s.site.module]
+        def slot(step):
+            owner = sys.modules[step.site.module]
+            *owners, name = step.site.qualname.split(".")
+            for part in owners:
+                owner = vars(owner)[part]
+            return vars(owner)[name]
+        on = imported = False
+        for action in sys.argv[1].split(","):
+            if action == "import":
+                import coati.models
+                imported = True
+            elif action == "enable":
+                coati_ext.enable(); on = True
+            else:
+                coati_ext.disable(); on = False
+            if imported:
+                for step in steps:
+                    function = slot(step)
+                    ours = function.__module__.startswith("coati_ext.")
+                    assert ours == on, (action, step.site.target, function)
+                    assert not hasattr(getattr(function, "__wrapped__", None), "__wrapped__")
+        assert imported and steps
+        """
+    )
+    words = ["import", "enable", "enable", "disable", "disable"]
+    orders = {
+        order
+        for n in (2, 3, 4)
+        for order in itertools.permutations(words, n)
+        if "import" in order and "enable" in order
+    }
+    # One generation tells about the engine; each start costs seconds of torch.
+    if python.folder.parts[-1] not in ("g4", "G4") and len(orders) > 8:
+        orders = set(sorted(orders)[::6])
+    for order in sorted(orders):
+        python("-c", script, ",".join(order))
+
+
+def test_enabling_twice_is_enabling_once(upstream):
+    import_all()
+    report = coati_ext.enable()
+    patched = attributes()
+    assert coati_ext.enable() == report
+    assert attributes() == patched
+
+
+def test_another_plan_is_an_error_that_shows_the_difference(upstream):
+    coati_ext.enable()
+    with pytest.raises(AlreadyEnabledError) as error:
+        coati_ext.enable({"eos_pooling": {"pooling": "masked_mean"}, "left_padding": {"enabled": False}})
+    assert "eos_pooling.pooling: eos in force, masked_mean asked for" in str(error.value)
+    assert "left_padding.enabled: True in force, False asked for" in str(error.value)
+    coati_ext.disable()
+    coati_ext.enable({"eos_pooling": {"pooling": "masked_mean"}})
+
+
+def test_applied_is_on_for_a_block(upstream):
+    import_all()
+    before = attributes()
+    with coati_ext.applied({"left_padding": {"enabled": False}}) as report:
+        assert "applied" in states(report).values()
+        with coati_ext.applied({"left_padding": {"enabled": False}}):
+            pass
+        assert attributes() != before  # the inner block did not switch it off
+    assert attributes() == before
+
+
+def test_applied_undoes_after_an_error(upstream):
+    import_all()
+    before = attributes()
+    with pytest.raises(KeyError), coati_ext.applied():
+        raise KeyError
+    assert attributes() == before
+
+
+def test_a_foreign_patch_is_refused_by_name_and_nothing_is_patched(upstream, monkeypatch):
+    import_all()
+    from coati.models import LogExpLoss
+
+    def somebody_elses(self, chosen_reward, reject_reward):
+        return chosen_reward
+
+    monkeypatch.setattr(LogExpLoss, "forward", somebody_elses)
+    before = attributes()
+    with pytest.raises(RefusedError) as error:
+        coati_ext.enable()
+    assert "coati.models.loss:LogExpLoss.forward was already changed" in str(error.value)
+    assert "somebody_elses" in str(error.value)
+    assert Path(__file__).name in str(error.value)
+    assert attributes() == before
+    assert all(row.state == "off" for row in coati_ext.status().patches)
+
+
+def test_a_late_misfit_undoes_what_was_done_and_stops_the_import(upstream, monkeypatch):
+    """A module that comes later turns out to be changed: the first one is given back."""
+    coati_ext.enable()
+    import coati.models
+
+    reward_model = type(coati.models.RewardModel)  # the class object exists and is patched
+    assert reward_model is type
+    patched = coati.models.RewardModel.forward
+    assert patched.__module__ == "coati_ext.patches.eos_pooling"
+
+    # Somebody registers, before us, a hook that changes the data path while it is imported.
+    import wrapt
+
+    home = "coati.dataset.reward_dataset" if upstream.generation in ("G1", "G2") else "coati.dataset.loader"
+    name = "RmStaticDataset" if upstream.generation in ("G1", "G2") else "DataCollatorForPreferenceDataset"
+    method = "__init__" if name == "RmStaticDataset" else "__call__"
+    coati_ext.disable()
+
+    def foreign(module):
+        setattr(getattr(module, name), method, lambda self, *args, **kwargs: None)
+
+    for module in [module for module in sys.modules if module.split(".")[0] == "coati"]:
+        del sys.modules[module]
+    wrapt.register_post_import_hook(foreign, home)
+    coati_ext.enable()
+    import coati.models
+
+    with pytest.raises(RefusedError, match="set COATI_EXT=0 to run without patches"):
+        import coati.dataset  # noqa: F401
+    assert coati.models.RewardModel.forward.__module__.startswith("coati.")
+    with pytest.raises(RefusedError):  # and it stays refused
+        coati_ext.enable()
+
+
+def test_a_disturbed_slot_is_not_undone(upstream, monkeypatch):
+    import_all()
+    coati_ext.enable()
+    from coati.models import LogExpLoss
+
+    ours = vars(LogExpLoss)["forward"]
+    patched = attributes()
+    LogExpLoss.forward = lambda self, a, b: a
+    with pytest.raises(DisturbedError, match=r"LogExpLoss.forward \(now .*lambda.*nothing was undone"):
+        coati_ext.disable()
+    LogExpLoss.forward = ours
+    assert attributes() == patched
+    coati_ext.disable()
+
+
+def test_names_bound_early_inside_coati_are_rebound_and_listed(upstream, tmp_path, monkeypatch):
+    """A plugin's patch of a function reaches `from coati.models.utils import compute_reward`."""
+    import coati.experience_maker.naive as naive
+    import coati.models.utils as utils
+    from coati_ext.patching.source import find_coati
+
+    function = find_coati().function("coati.models.utils", "compute_reward")
+    Path("scale.py").write_text(
+        textwrap.dedent(
+            f"""
+            from coati_ext import Patch, Site, hookimpl
+
+            def doubled(original, *args, **kwargs):
+                return original(*args, **kwargs)
+
+            @hookimpl
+            def register_patches(register):
+                site = Site(
+                    "coati.models.utils:compute_reward", "coati_ext_plugin_scale:doubled",
+                    generations=("G1", "G2", "G3", "G4"), mode="wrap",
+                    fits={{"here": "{function.fingerprint}"}},
+                )
+                register(Patch("scale", "doubles", (site,), default=True))
+            """
+        )
+    )
+    original = utils.compute_reward
+    assert naive.compute_reward is original
+    report = coati_ext.enable({"plugins": ["./scale.py"]})
+    assert naive.compute_reward is utils.compute_reward is not original
+    assert utils.compute_reward.__wrapped__ is original
+    assert "rebound coati.experience_maker.naive:compute_reward" in report.notes
+    coati_ext.disable()
+    assert naive.compute_reward is utils.compute_reward is original
+
+
+def test_a_subclass_that_overrides_forward_is_named(upstream):
+    import_all()
+    from coati.models import RewardModel
+
+    class Mine(RewardModel):
+        def forward(self, *args, **kwargs):
+            return None
+
+    report = coati_ext.enable()
+    (note,) = [note for note in report.notes if "Mine" in note]
+    assert "overrides forward" in note
+    assert Path(__file__).name in note
+
+
+def test_the_kill_switch_stops_enable(upstream, monkeypatch):
+    monkeypatch.setenv("COATI_EXT", "0")
+    import_all()
+    before = attributes()
+    report = coati_ext.enable()
+    assert all(row.state == "off" for row in report.patches)
+    assert attributes() == before
+
+
+def test_status_and_reports_are_values(upstream):
+    off = coati_ext.status()
+    assert all(row.state == "off" for row in off.patches)
+    report = coati_ext.enable()
+    assert report == coati_ext.status()
+    assert report.as_dict()["patches"][0]["name"] == "eos_pooling"
+    assert "eos_pooling" in str(report)
+    assert report.digest == make_plan().digest
+
+
+def test_nothing_is_written_when_a_write_fails(upstream, monkeypatch):
+    import_all()
+    from coati_ext.patching import apply
+
+    before = attributes()
+    writes = []
+
+    def failing(self):
+        if len(writes) == 2:
+            raise RuntimeError("disk on fire")
+        writes.append(self)
+        setattr(self.owner, self.name, self.new)
+
+    monkeypatch.setattr(apply.Write, "do", failing)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        coati_ext.enable()
+    assert len(writes) == 2
+    assert attributes() == before
+
+
+def test_observers_see_each_applied_target(upstream, tmp_path):
+    Path("watch.py").write_text(
+        "from coati_ext import hookimpl\nseen = []\n\n@hookimpl\ndef patch_applied(row):\n"
+        "    seen.append((row.name, row.state))\n"
+    )
+    import_all()
+    report = coati_ext.enable({"plugins": ["./watch.py"]})
+    seen = sys.modules["coati_ext_plugin_watch"].seen
+    assert len(seen) == list(states(report).values()).count("applied")
+    assert set(seen) <= {(name, "applied") for name in ("eos_pooling", "left_padding", "stable_losses")}
