@@ -1,0 +1,87 @@
+"""A test kit for coati, its patches and plugins.
+
+Stand-ins for the four generations of coati, tiny models and tokenizers, preference data with a
+planted preference, padding layouts, assertions about rewards, and what is needed to drive coati's
+own trainers in one process without a GPU.  Shapes: B batch rows, S sequence columns, H hidden.
+
+    import sys
+    from coati_ext.testing import standin
+    sys.path.insert(0, str(standin("G2")))  # or put a real coati there
+
+    from coati_ext.testing import assert_padding_invariant, tiny_reward_model
+    assert_padding_invariant(tiny_reward_model("gpt2"))  # fails: that generation has the defect
+
+Importing this package imports neither torch nor coati; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, List
+
+from coati_ext.testing.standin import GENERATIONS, standin
+
+if TYPE_CHECKING:
+    from coati_ext.testing.assertions import (
+        assert_batch_invariant,
+        assert_matches_sequence_classification,
+        assert_padding_invariant,
+    )
+    from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy, cpu_only
+    from coati_ext.testing.models import families, tiny_config, tiny_reward_model
+    from coati_ext.testing.padding import layouts, random_rows
+    from coati_ext.testing.preferences import preference_pairs
+    from coati_ext.testing.text import tiny_tokenizer
+    from coati_ext.testing.training import pair_accuracy, train_reward_model
+
+_HOMES = {
+    "LocalBooster": "cpu",
+    "LocalCoordinator": "cpu",
+    "LocalStrategy": "cpu",
+    "assert_batch_invariant": "assertions",
+    "assert_matches_sequence_classification": "assertions",
+    "assert_padding_invariant": "assertions",
+    "cpu_only": "cpu",
+    "families": "models",
+    "layouts": "padding",
+    "pair_accuracy": "training",
+    "preference_pairs": "preferences",
+    "random_rows": "padding",
+    "tiny_config": "models",
+    "tiny_reward_model": "models",
+    "tiny_tokenizer": "text",
+    "train_reward_model": "training",
+}
+
+__all__ = [
+    "GENERATIONS",
+    "LocalBooster",
+    "LocalCoordinator",
+    "LocalStrategy",
+    "assert_batch_invariant",
+    "assert_matches_sequence_classification",
+    "assert_padding_invariant",
+    "cpu_only",
+    "families",
+    "layouts",
+    "pair_accuracy",
+    "preference_pairs",
+    "random_rows",
+    "standin",
+    "tiny_config",
+    "tiny_reward_model",
+    "tiny_tokenizer",
+    "train_reward_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> List[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,125 @@
+"""What coati's trainers need to run in one process without CUDA and without ColossalAI's plugins.
+
+with cpu_only():
+    trainer = RewardModelTrainer(model, LocalStrategy(), ...)              # G1, G2
+    trainer = RewardModelTrainer(model, booster=LocalBooster(), ...)       # G3, G4
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ContextManager, Iterator, Optional, Tuple
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader
+
+logger = logging.getLogger(__name__)
+
+
+class _Cpu(str):
+    """The current device of a machine without CUDA.
+
+    It is "cpu" where coati moves tensors to it, but formats as "0" where coati writes
+    `torch.device(f"cuda:{torch.cuda.current_device()}")`, for which no other text will do.
+    """
+
+    def __format__(self, spec: str) -> str:
+        return "0"
+
+
+@contextmanager
+def cpu_only() -> Iterator[None]:
+    """Let coati's trainers and datasets run on the CPU, and undo everything on exit.
+
+    Inside, CUDA looks absent, `torch.cuda.current_device()` is the CPU, `torch.cuda.empty_cache()`
+    does nothing, and there is a process group of one (gloo) unless one was there before.
+    """
+    with ExitStack() as stack:
+        for name, stub in (
+            ("current_device", lambda: _Cpu("cpu")),
+            ("empty_cache", lambda: None),
+            ("is_available", lambda: False),
+        ):
+            stack.enter_context(mock.patch.object(torch.cuda, name, stub))
+        if dist.is_available() and not dist.is_initialized():
+            folder = stack.enter_context(TemporaryDirectory())
+            meeting = (Path(folder) / "group").as_uri()
+            dist.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+            stack.callback(dist.destroy_process_group)
+        yield
+
+
+class LocalStrategy:
+    """Stands in for a G1 or G2 `Strategy`: everything happens in this process."""
+
+    def backward(
+        self, loss: torch.Tensor, model: nn.Module, optimizer: Optimizer, **kwargs: Any
+    ) -> None:
+        """Accumulate gradients of the scalar `loss`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def optimizer_step(self, optimizer: Optimizer, **kwargs: Any) -> None:
+        """Step the optimizer."""
+        optimizer.step()
+
+    def setup_dataloader(self, data_buffer: Any, pin_memory: bool = False) -> DataLoader[Any]:
+        """Return a loader of whole batches of a coati `ExperienceBuffer`; nothing is pinned."""
+        return DataLoader(
+            data_buffer,
+            batch_size=data_buffer.sample_batch_size,
+            shuffle=True,
+            drop_last=True,
+            collate_fn=data_buffer.collate_fn,
+        )
+
+    def model_init_context(self) -> ContextManager[None]:
+        """Return a context that does nothing."""
+        return nullcontext()
+
+    def prepare(self, *boost_args: Any) -> Any:
+        """Return what was given: one thing as it is, several as a list."""
+        return boost_args[0] if len(boost_args) == 1 else list(boost_args)
+
+    def unwrap_model(self, model: nn.Module) -> nn.Module:
+        """Return the model, which was never wrapped."""
+        return model
+
+
+class LocalBooster:
+    """Stands in for a G3 or G4 `Booster` without a plugin."""
+
+    plugin = None
+
+    def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
+        """Accumulate gradients of the scalar `loss`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def boost(
+        self,
+        model: nn.Module,
+        optimizer: Optional[Optimizer] = None,
+        criterion: Any = None,
+        dataloader: Any = None,
+        lr_scheduler: Any = None,
+    ) -> Tuple[Any, ...]:
+        """Return the five arguments as they are."""
+        return model, optimizer, criterion, dataloader, lr_scheduler
+
+
+class LocalCoordinator:
+    """Stands in for ColossalAI's `DistCoordinator`: this process is the master."""
+
+    def print_on_master(self, msg: str, process_group: Any = None) -> None:
+        """Log instead of printing."""
+        logger.info(msg.strip())
+
+    def is_master(self, process_group: Any = None) -> bool:
+        """Return True."""
+        return True

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, DistributedSampler
+from transformers import PreTrainedTokenizer
+
+from coati.dataset.utils import chuncate_sequence, pad_to_max_len
+
+
+def _pad_id(tokenizer: PreTrainedTokenizer) -> int:
+    pad = tokenizer.pad_token_id
+    assert isinstance(pad, int), f"the tokenizer's pad_token_id is {pad}"
+    assert pad >= 0, f"the tokenizer's pad_token_id is {pad}"
+    return pad
+
+
+@dataclass
+class DataCollatorForSupervisedDataset:
+    tokenizer: PreTrainedTokenizer
+    max_length: int = 4096
+    ignore_index: int = -100
+
+    def _stack(self, rows: List[torch.Tensor], value: int) -> torch.Tensor:
+        side = self.tokenizer.padding_side
+        if side not in ("left", "right"):
+            raise RuntimeError(f"`padding_side` must be `left` or `right`, not `{side}`")
+        # On the left, rows are padded to the longest of the batch only.
+        width = self.max_length if side == "right" else max(len(row) for row in rows)
+        return pad_to_max_len(rows, width, value, padding_side=side)
+
+    def __call__(self, instances: Sequence[Dict[str, List[int]]]) -> Dict[str, torch.Tensor]:
+        """input_ids, attention_mask (from `ids != pad`, D5) and labels, each (B, S)."""
+        pad = _pad_id(self.tokenizer)
+        ids, labels = (
+            [torch.LongTensor(row[name][: self.max_length]) for row in instances]
+            for name in ("input_ids", "labels")
+        )
+        input_ids = self._stack(ids, pad)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": input_ids.ne(pad),
+            "labels": self._stack(labels, self.ignore_index),
+        }
+
+
+@dataclass
+class DataCollatorForPromptDataset(DataCollatorForSupervisedDataset):
+    def __call__(self, instances: Sequence[Dict[str, List[int]]]) -> Dict[str, torch.Tensor]:
+        """Prompts (B, max_length): what the tokenizer's side left short is filled on the left."""
+        rows = [{"input_ids": row["input_ids"], "labels": row["input_ids"]} for row in instances]
+        batch: Dict[str, Any] = super().__call__(instances=rows)
+        fill = (self.max_length - batch["input_ids"].size(1), 0)
+        return {
+            "input_ids": F.pad(batch["input_ids"], fill, value=self.tokenizer.pad_token_id),
+            "attention_mask": F.pad(batch["attention_mask"], fill, value=False),
+            "gt_answer": [row.get("gt_answer") for row in instances],
+        }
+
+
+@dataclass
+class DataCollatorForPreferenceDataset:
+    tokenizer: PreTrainedTokenizer
+    max_length: int = 4096
+
+    def __call__(self, instances: Sequence[Dict[str, List[int]]]) -> Dict[str, torch.Tensor]:
+        """Ids, attention mask and loss mask of both answers, each (B, max_length), cut right."""
+        pad = _pad_id(self.tokenizer)
+        batch = {}
+        for source, target in (("chosen", "chosen"), ("rejected", "reject")):
+            ids, loss_mask = (
+                chuncate_sequence(
+                    [row[f"{source}_{name}"] for row in instances], self.max_length, to
+                )
+                for name, to in (("input_ids", torch.int64), ("loss_mask", torch.bool))
+            )
+            attended = [torch.ones_like(row, dtype=torch.bool) for row in ids]
+            for name, rows, value in (
+                ("input_ids", ids, pad),
+                ("attention_mask", attended, False),
+                ("loss_mask", loss_mask, False),
+            ):
+                batch[f"{target}_{name}"] = pad_to_max_len(
+                    rows, self.max_length, value, padding_side=self.tokenizer.padding_side
+                )
+        return batch
+
+
+@dataclass
+class DataCollatorForKTODataset:
+    tokenizer: PreTrainedTokenizer
+    max_length: int = 4096
+    ignore_index: int = -100
+
+    def _join(self, prompts: List[Any], answers: List[Any], pad: int) -> List[torch.Tensor]:
+        def stack(rows: List[torch.Tensor], value: int) -> torch.Tensor:
+            padded = pad_sequence(rows, batch_first=True, padding_value=value)
+            return F.pad(padded, (0, self.max_length - padded.size(1)), value=value)
+
+        pairs = list(zip(prompts, answers))
+        ids = stack([torch.cat(pair) for pair in pairs], pad)
+        mask = stack([torch.cat([torch.zeros_like(q), torch.ones_like(a)]) for q, a in pairs], 0)
+        return [ids, ids.ne(pad), mask]
+
+    def __call__(self, instances: Sequence[Dict[str, List[int]]]) -> Dict[str, torch.Tensor]:
+        """Right-padded rows, and the same prompts with the answers in reverse order as kl rows."""
+        pad = _pad_id(self.tokenizer)
+        prompts = [torch.LongTensor(row["prompt"]) for row in instances]
+        answers = [torch.LongTensor(row["completion"]) for row in instances]
+        names = ("input_ids", "attention_mask", "loss_mask")
+        own = self._join(prompts, answers, pad)
+        other = self._join(prompts, answers[::-1], pad)
+        return {
+            **dict(zip(names, own)),
+            "label": torch.tensor([row["label"] for row in instances], dtype=torch.bool),
+            **{f"kl_{name}": rows for name, rows in zip(names, other)},
+        }
+
+
+class StatefulDistributedSampler(DistributedSampler):
+    def __init__(
+        self,
+        dataset: Dataset,
+        num_replicas: Optional[int] = None,
+        rank: Optional[int] = None,
+        shuffle: bool = True,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle, seed, drop_last)
+        self.start_index = 0
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(list(super().__iter__())[self.start_index :])
+
+    def __len__(self) -> int:
+        return self.num_samples - self.start_index
+
+    def set_start_index(self, start_index: int) -> None:
+        self.start_index = start_index

@@ -1,0 +1,3 @@
+from .base import Callback
+
+__all__ = ["Callback"]

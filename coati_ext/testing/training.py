@@ -1,0 +1,150 @@
+"""Train a reward model with coati's own trainer, and measure it.
+
+An ordinary user's script in function form: it uses whatever coati is importable and knows nothing
+of patches, so that the same call runs with them and without.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any, Callable, Dict, List, Optional, Sequence
+
+import torch
+from torch.utils.data import DataLoader
+
+from coati_ext.testing.assertions import Scorer
+from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy, cpu_only
+from coati_ext.testing.padding import pad_rows
+
+Pair = Dict[str, str]
+
+
+def train_reward_model(
+    model: torch.nn.Module,
+    pairs: Sequence[Pair],
+    *,
+    tokenizer: Any,
+    epochs: int = 1,
+    batch_size: int = 16,
+    lr: float = 3e-3,
+    max_length: int = 512,
+    seed: int = 0,
+) -> None:
+    """Train `model` in place with the `RewardModelTrainer` and the dataset of coati, on the CPU.
+
+    Args:
+        model: a coati reward model, such as :func:`coati_ext.testing.tiny_reward_model` gives.
+        pairs: records {"prompt", "chosen", "rejected"}; every answer is ended by the end token.
+        tokenizer: decides the side and the token of padding.
+        epochs: rounds over the pairs.
+        batch_size: pairs in a step; a rest that does not fill a batch is left out.
+        lr: Adam's learning rate.
+        max_length: columns of every batch; longer rows are cut as coati cuts them.
+        seed: of the order of the pairs; the global random state is left as it was.
+    """
+    prepare = _pair_dataset if _has_strategies() else _pair_collator
+    data, collate = prepare(pairs, tokenizer, max_length)
+    models, trainers = import_module("coati.models"), import_module("coati.trainer")
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    loader: DataLoader[Any] = DataLoader(
+        data,
+        batch_size=batch_size,
+        shuffle=True,
+        drop_last=True,
+        collate_fn=collate,
+        generator=torch.Generator().manual_seed(seed),
+    )
+    # Generations name and order their arguments differently; each takes what it knows.
+    offered = {
+        "model": model,
+        "strategy": LocalStrategy(),
+        "booster": LocalBooster(),
+        "plugin": None,
+        "optim": optimizer,
+        "optimizer": optimizer,
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
+        "tokenizer": tokenizer,
+        "loss_fn": models.LogSigLoss(),
+        "max_epochs": epochs,
+        "coordinator": LocalCoordinator(),
+        "train_dataloader": loader,
+        "valid_dataloader": None,
+        "eval_dataloader": None,
+        "train_preference_dataloader": loader,
+        "eval_preference_dataloader": None,
+    }
+    with cpu_only(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        trainer = trainers.RewardModelTrainer(
+            **_known(trainers.RewardModelTrainer.__init__, offered)
+        )
+        trainer.fit(**_known(getattr(trainer, "_before_fit", trainer.fit), offered))
+    model.eval()
+
+
+def pair_accuracy(
+    model: Scorer,
+    pairs: Sequence[Pair],
+    *,
+    tokenizer: Any,
+    max_length: int = 512,
+    side: Optional[str] = None,
+    batch_size: int = 32,
+) -> float:
+    """Return the share of pairs whose chosen answer gets the higher reward.
+
+    Rows end in the end token, are cut on the right and padded to `max_length` on `side` ("left"
+    or "right"; by default where the tokenizer pads), as in training.  `model` takes ids (B, S) and
+    a mask (B, S) and gives rewards (B,).
+    """
+    side = tokenizer.padding_side if side is None else side
+    rewards = {}
+    with torch.no_grad():
+        for answer in ("chosen", "rejected"):
+            rows = [_encode(tokenizer, pair, answer)[:max_length] for pair in pairs]
+            scores = []
+            for start in range(0, len(rows), batch_size):
+                ids, mask = pad_rows(
+                    rows[start : start + batch_size],
+                    pad_token_id=tokenizer.pad_token_id,
+                    side=side,
+                    width=max_length,
+                )
+                scores.append(model(ids, mask))
+            rewards[answer] = torch.cat(scores)
+    return float((rewards["chosen"] > rewards["rejected"]).float().mean())
+
+
+def _has_strategies() -> bool:
+    """Whether this coati is of G1 or G2, where `coati.models.base` is a package."""
+    return hasattr(import_module("coati.models.base"), "__path__")
+
+
+def _pair_dataset(pairs: Sequence[Pair], tokenizer: Any, max_length: int) -> Any:
+    dataset = import_module("coati.dataset").RmStaticDataset
+    return dataset(list(pairs), tokenizer, max_length), None
+
+
+def _pair_collator(pairs: Sequence[Pair], tokenizer: Any, max_length: int) -> Any:
+    records: List[Dict[str, List[int]]] = []
+    for pair in pairs:
+        prompt = len(tokenizer(pair["prompt"])["input_ids"])
+        record = {}
+        for answer in ("chosen", "rejected"):
+            ids = _encode(tokenizer, pair, answer)
+            record[f"{answer}_input_ids"] = ids
+            record[f"{answer}_loss_mask"] = [0] * prompt + [1] * (len(ids) - prompt)
+        records.append(record)
+    collator = import_module("coati.dataset").DataCollatorForPreferenceDataset
+    return records, collator(tokenizer=tokenizer, max_length=max_length)
+
+
+def _encode(tokenizer: Any, pair: Pair, answer: str) -> List[int]:
+    text = pair["prompt"] + pair[answer] + tokenizer.eos_token
+    return list(tokenizer(text)["input_ids"])
+
+
+def _known(function: Callable[..., Any], offered: Dict[str, Any]) -> Dict[str, Any]:
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in names}
