@@ -5,6 +5,8 @@ included, loads at the first ``import coati``: a failure there stops that import
 would print and swallow a failure at start-up and training would go on unpatched.
 """
 
+from __future__ import annotations
+
 import os
 import sys
 
@@ -14,10 +16,10 @@ OFF = ("", "0", "off", "false", "no")
 class _Watch:
     """A ``sys.meta_path`` finder that finds nothing: it arms the patches before coati is found."""
 
-    def __init__(self):  # type: ignore[no-untyped-def]
+    def __init__(self) -> None:
         self.busy = False
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         # Planning looks coati up itself, which asks this finder again.
         if name == "coati" and not self.busy:
             self.busy = True
@@ -29,15 +31,14 @@ class _Watch:
                 self.busy = False
             # Reached only when armed: after a refusal, a second `import coati` is refused too.
             sys.meta_path.remove(self)
-        return None
 
 
-def activate():  # type: ignore[no-untyped-def]
+def activate() -> None:
     """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once."""
     if os.environ.get("COATI_EXT", "").strip().lower() in OFF:
         return
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _Watch())  # type: ignore[arg-type]
+        sys.meta_path.insert(0, _Watch())
 
 
 activate()

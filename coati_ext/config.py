@@ -151,8 +151,9 @@ def resolve(
     problems += draft.choose()
     if problems:
         told = "\n".join(f"  {problem}" for problem in problems)
+        count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
         raise ConfigError(
-            f"{len(problems)} problem{'s' * (len(problems) > 1)} in the coati-ext settings\n{told}\n"
+            f"{count} in the coati-ext settings\n{told}\n"
             f"Known patches and sections: {', '.join(draft.known)}"
         )
     return Settings(draft.policy, draft.enabled, draft.sections, draft.use)

@@ -44,6 +44,10 @@ class DisturbedError(CoatiExtError, RuntimeError):
     """A patched name no longer holds what was written there, so undoing would break it."""
 
 
+class ScriptError(CoatiExtError, RuntimeError):
+    """A process that a command started for its work has failed."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``"; did you mean X?"`` for the closest known name, or nothing."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)

@@ -253,6 +253,7 @@ def _overriding_subclasses(ledger: List[Write]) -> Tuple[str, ...]:
 
 
 def _descendants(cls: type) -> Iterator[type]:
-    for child in cls.__subclasses__():
+    child: type
+    for child in type.__subclasses__(cls):
         yield child
         yield from _descendants(child)

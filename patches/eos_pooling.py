@@ -74,7 +74,7 @@ def eos(hidden: Tensor, positions: Tensor) -> Tensor:
 
 @hookimpl(specname="pool_reward")
 def masked_mean(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """The mean hidden state over the real tokens: (B, H) from (B, S, H), summed in fp32 or wider."""
+    """The mean hidden state of the real tokens: (B, H) from (B, S, H), summed in fp32 or wider."""
     real = attention_mask.unsqueeze(-1)
     wide = hidden if hidden.element_size() >= 4 else hidden.float()
     return (wide.masked_fill(~real, 0).sum(dim=1) / real.sum(dim=1)).to(hidden.dtype)
@@ -107,7 +107,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     generations=("G1",),
                     needs=("self.model", "self.value_head"),
                     fits={
-                        "v0.2.8 .. v0.3.2": "792cf8e2-338add2b-27d8923f-642716f6-7bb3c584-99dbf83d"
+                        "v0.2.8 .. v0.3.2": "792cf8e2-338add2b-27d8923f-642716f6-7bb3c584-99dbf83d",
+                        "stand-in": "792cf8e2-8ec7e5ea-08204c75",
                     },
                 ),
                 Site(
@@ -118,7 +119,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     fits={
                         "v0.3.3 .. v0.3.6": (
                             "9914a338-338add2b-27d8923f-c236a867-dbecccff-1ca07dda-244bb21d"
-                        )
+                        ),
+                        "stand-in": "9914a338-8ec7e5ea-f76d2081",
                     },
                 ),
                 Site(
@@ -129,7 +131,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     fits={
                         "v0.3.7 .. v0.4.7": (
                             "a134a006-caac0bfd-27d8923f-55203fe6-940418f7-2bd7c52c-244bb21d"
-                        )
+                        ),
+                        "stand-in": "a134a006-86711ed2-0ebf1ff5-bb7c2c49-12db22b0-e679537e",
                     },
                 ),
                 Site(
@@ -140,7 +143,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     fits={
                         "v0.4.8 .. HEAD": (
                             "28e70124-caac0bfd-27d8923f-55203fe6-940418f7-2bd7c52c-244bb21d"
-                        )
+                        ),
+                        "stand-in": "28e70124-86711ed2-0ebf1ff5-bb7c2c49-12db22b0-e679537e",
                     },
                 ),
             ),

@@ -140,7 +140,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     fits={
                         "v0.3.7 .. HEAD": (
                             "b1b2e3e8-e683351a-463233d5-60d6a097-2ca091f4-bd660fb8-b9739cb5-f39d055f"
-                        )
+                        ),
+                        "stand-in": "b1b2e3e8-a8ab7aed-796f4011-e421d5f1-05c20091",
                     },
                 ),
                 Site(
@@ -154,6 +155,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                         "v0.4.8 .. HEAD": (
                             "b1b2e3e8-d0b63f14-19733e13-05b69893-ec84ea64-ffc994ca-b0674dcb"
                         ),
+                        "stand-in G4": "b1b2e3e8-fd0e98c5-1cc1e5f4-215a4304-e5a45353",
+                        "stand-in G3": "b1b2e3e8-fd0e98c5-b01efd06-215a4304-6cb38a90",
                     },
                 ),
                 Site(
@@ -168,6 +171,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                         "v0.4.5 .. HEAD": (
                             "5e3d8893-b8a00f01-785e2d28-cbfdc148-0834b0f2-5c0d7d4c-ecf335d0"
                         ),
+                        "stand-in": "5e3d8893-b8a00f01-785e2d28-fa77c767",
                     },
                 ),
                 Site(
@@ -177,7 +181,8 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     mode="wrap",
                     optional=True,
                     fits={
-                        "v0.4.1 .. HEAD": "5e3d8893-b8a00f01-785e2d28-cbfdc148-4ab62956-aeb273bf"
+                        "v0.4.1 .. HEAD": "5e3d8893-b8a00f01-785e2d28-cbfdc148-4ab62956-aeb273bf",
+                        "stand-in": "5e3d8893-b8a00f01-785e2d28-46f36158",
                     },
                 ),
             ),
@@ -191,12 +196,14 @@ _REWARD_DATASETS = {
         "v0.3.2 .. v0.3.6": (
             "57fcd6f8-c41c9983-fc7392ba-96b5b48d-e05ba2e9-a31c24fb-20769984-3b364566-90f284fc"
         ),
+        "stand-in": "57fcd6f8-c41c9983-fc7392ba-8301f746-9d614ddd-8bc9a443-fe12f2ea-c9f56de9",
     },
     "HhRlhfDataset": {
         "v0.2.8 .. v0.3.1": "57fcd6f8-c41c9983-c49a7f61-a048316d-86258094-abede57d",
         "v0.3.2 .. v0.3.6": (
             "57fcd6f8-c41c9983-fc7392ba-36c7b78c-e05ba2e9-a31c24fb-9a141498-3b364566-90f284fc"
         ),
+        "stand-in": "57fcd6f8-c41c9983-fc7392ba-8301f746-1e62c233-61704acc",
     },
 }
 
@@ -210,6 +217,7 @@ _PROMPT_DATASET = {
         "2a8a75df-22f14c3b-8df51e2d-67817789-7e6cc0cc-374b4ac4-77d22baa-c75f7344-34dcd2eb-3f324cee-"
         "32a07776"
     ),
+    "stand-in": "2a8a75df-c41c9983-8e0c0d73-9cf03456-5fe9d219-ca86b030-b3359c80",
 }
 
 
@@ -246,36 +254,15 @@ def register_defects(register: Callable[[Defect], None]) -> None:
     )
 
 
-def _preference_rows(lengths: Sequence[int], width: int) -> List[Any]:
-    """The chosen rows that the installed coati makes of answers of some lengths: (ids, mask)."""
-    from coati_ext.testing import tiny_tokenizer
+def _rows_of(lengths: Sequence[int]) -> List[Any]:
+    """Eight columns wide, the rows that the installed coati makes of answers of some lengths."""
+    from coati_ext.testing import chosen_rows, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(padding_side="right")
-    word, eos = tokenizer.convert_ids_to_tokens(5), tokenizer.eos_token_id
-    try:
-        from coati.dataset import RmStaticDataset
-    except ImportError:
-        from coati.dataset import DataCollatorForPreferenceDataset
-
-        collate = DataCollatorForPreferenceDataset(tokenizer, max_length=width)
-        ids = [[5] * (length - 1) + [eos] for length in lengths]
-        batch = collate(
-            [
-                {
-                    "chosen_input_ids": row,
-                    "chosen_loss_mask": [1] * len(row),
-                    "rejected_input_ids": row,
-                    "rejected_loss_mask": [1] * len(row),
-                }
-                for row in ids
-            ]
-        )
-        return list(zip(batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()))
-    texts = [" ".join([word] * (length - 1)) + " " for length in lengths]
-    pairs = [{"prompt": "", "chosen": text, "rejected": text} for text in texts]
-    dataset = RmStaticDataset(pairs, tokenizer, width)
-    items = [dataset[index] for index in range(len(pairs))]
-    return [(item[0].view(-1), item[1].view(-1).bool()) for item in items]
+    word = tokenizer.convert_ids_to_tokens(5)
+    answers = [f"{word} " * (length - 1) for length in lengths]
+    pairs = [{"prompt": "", "chosen": answer, "rejected": answer} for answer in answers]
+    return chosen_rows(pairs, tokenizer=tokenizer, max_length=8)
 
 
 def measure_lost_ends() -> float:
@@ -283,13 +270,13 @@ def measure_lost_ends() -> float:
     from coati_ext.testing import tiny_tokenizer
 
     eos = tiny_tokenizer().eos_token_id
-    rows = _preference_rows([9, 12, 30], width=8)
-    return sum(int(ids[mask][-1]) != eos for ids, mask in rows) / len(rows)
+    rows = _rows_of([9, 12, 30])
+    return float(sum(int(ids[mask][-1]) != eos for ids, mask in rows) / len(rows))
 
 
 def measure_right_padding() -> float:
     """The share of short rows that have pads after their end."""
-    rows = _preference_rows([3, 5, 6], width=8)
+    rows = _rows_of([3, 5, 6])
     return sum(not bool(mask[-1]) for _, mask in rows) / len(rows)
 
 

@@ -46,14 +46,20 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     "coati.models.loss:LogSigLoss.forward",
                     "coati_ext.patches.stable_losses:forward",
                     generations=("G1", "G2", "G3", "G4"),
-                    fits={"v0.2.8 .. v0.3.6": "8e4902ec-8f54c3a0-7db3cd13-ad40fa68-da918bfc"},
-                    right={"v0.3.7": "8e4902ec-c94172d4"},
+                    fits={
+                        "v0.2.8 .. v0.3.6": "8e4902ec-8f54c3a0-7db3cd13-ad40fa68-da918bfc",
+                        "stand-in G1": "8e4902ec-908dfe43",
+                    },
+                    right={"v0.3.7": "8e4902ec-c94172d4", "stand-in G3": "8e4902ec-7c441bfb"},
                 ),
                 Site(
                     "coati.models.loss:LogExpLoss.forward",
                     "coati_ext.patches.stable_losses:forward",
                     generations=("G1", "G2", "G3", "G4"),
-                    fits={"v0.2.8 .. HEAD": "8e4902ec-e144d66d-da918bfc"},
+                    fits={
+                        "v0.2.8 .. HEAD": "8e4902ec-e144d66d-da918bfc",
+                        "stand-in": "8e4902ec-783f163a",
+                    },
                 ),
                 Site(
                     "coati.trainer.rm:RewardModelTrainer.__init__",
@@ -68,6 +74,10 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                         ),
                         "v0.4.3 .. HEAD": (
                             "0e0d985c-a9fd2d27-c7e5231c-c06116cd-859546b3-d2c9c308-8c331677-"
+                            "713ddb53-fbefcf24-82135226-259dc74f-05a5e82b"
+                        ),
+                        "stand-in": (
+                            "0e0d985c-e795bdd5-c7e5231c-c06116cd-c078f392-d2c9c308-8c331677-"
                             "713ddb53-fbefcf24-82135226-259dc74f-05a5e82b"
                         ),
                     },

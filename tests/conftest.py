@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
-import coati_ext
 import pytest
+
+import coati_ext
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import generation_of
 from coati_ext.testing import standin
@@ -35,7 +36,9 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "upstream" in metafunc.fixturenames:
         folders = folders_under_test(metafunc.config)
-        metafunc.parametrize("upstream", folders, ids=[item.generation for item in folders], indirect=True)
+        metafunc.parametrize(
+            "upstream", folders, ids=[item.generation for item in folders], indirect=True
+        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ class Python:
 
     def __call__(
         self, *arguments: str, check: bool = True, **variables: str
-    ) -> "subprocess.CompletedProcess[str]":
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [self.executable, *arguments],
             env=self.environment(**variables),
@@ -121,7 +124,7 @@ class Python:
             raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
 
-    def cli(self, *arguments: str, **variables: Any) -> "subprocess.CompletedProcess[str]":
+    def cli(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         return self("-m", "coati_ext", *arguments, **variables)
 
 

@@ -128,7 +128,10 @@ def test_explain_a_patch_and_a_hook(cli, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        (["explain", "eos_poling"], "no patch or hook is called eos_poling; did you mean eos_pooling?"),
+        (
+            ["explain", "eos_poling"],
+            "no patch or hook is called eos_poling; did you mean eos_pooling?",
+        ),
         (["diff", "left_pading"], "no patch is called left_pading; did you mean left_padding?"),
         (["plugins", "--hook", "pool_rewards"], "did you mean pool_reward?"),
         (["run"], "nothing to run"),
@@ -188,7 +191,12 @@ def test_piping_into_head_is_no_error(python):
 
     script = f"{sys.executable} -m coati_ext explain eos_pooling | head -1"
     done = subprocess.run(
-        script, shell=True, env=python.environment(), cwd=str(python.cwd), capture_output=True, text=True
+        script,
+        shell=True,
+        env=python.environment(),
+        cwd=str(python.cwd),
+        capture_output=True,
+        text=True,
     )
     assert done.stdout.startswith("eos_pooling:")
     assert done.stderr == ""

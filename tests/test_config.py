@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
 from coati_ext.config import collect, option, resolve
 from coati_ext.errors import ConfigError
 from coati_ext.patching.patch import Patch, Site
@@ -133,21 +134,33 @@ def test_an_option_can_name_a_choice(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "told"),
     [
-        ({"eos_poling": {"lam": 1}}, "eos_poling: no such patch or section; did you mean eos_pooling?"),
+        (
+            {"eos_poling": {"lam": 1}},
+            "eos_poling: no such patch or section; did you mean eos_pooling?",
+        ),
         ({"eos_pooling": {"lamb": 1}}, "eos_pooling.lamb: no such option; did you mean lam?"),
-        ({"eos_pooling": {"lam": 1.5}}, "eos_pooling.lam = 1.5: wants a number at least 0.0 and at most 1.0"),
+        (
+            {"eos_pooling": {"lam": 1.5}},
+            "eos_pooling.lam = 1.5: wants a number at least 0.0 and at most 1.0",
+        ),
         ({"eos_pooling": {"lam": "high"}}, "wants a number"),
         ({"eos_pooling": {"lam": True}}, "wants a number"),
         ({"eos_pooling": {"steps": 1.5}}, "wants a whole number"),
         ({"eos_pooling": {"kind": "men"}}, "wants 'mean' or 'sum'; did you mean mean?"),
-        ({"eos_pooling": {"pooling": "min"}}, "no plugin offers pool_reward under that name; did you mean mine?"),
+        (
+            {"eos_pooling": {"pooling": "min"}},
+            "no plugin offers pool_reward under that name; did you mean mine?",
+        ),
         ({"eos_pooling": {"pooling": 3}}, "wants a text"),
         ({"eos_pooling": {"enabled": "perhaps"}}, "wants true or false"),
         ({"eos_pooling": True}, "wants a section, as in eos_pooling.enabled = true"),
         ({"polcy": "strict"}, "polcy: no such patch or setting; did you mean policy?"),
         ({"policy": "lax"}, "policy = 'lax': wants 'strict' or 'structural'"),
         ({"plugins": "one.py"}, "wants a list of modules or .py files"),
-        ({"use": {"pool_rewards": "eos"}}, "use.pool_rewards: no such choice hook; did you mean pool_reward?"),
+        (
+            {"use": {"pool_rewards": "eos"}},
+            "use.pool_rewards: no such choice hook; did you mean pool_reward?",
+        ),
         ({"use": {"pool_reward": "masked_men"}}, "did you mean masked_mean?"),
     ],
 )

@@ -6,9 +6,13 @@ import copy
 import pickle
 from pathlib import Path
 
-import coati_ext
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from test_frame import HostReads
+
+import coati_ext
 from coati_ext.testing import (
     assert_batch_invariant,
     assert_matches_sequence_classification,
@@ -18,9 +22,6 @@ from coati_ext.testing import (
     random_rows,
     tiny_reward_model,
 )
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from test_frame import HostReads
 
 ATOL = 1e-5  # float32, random tiny models whose rewards have a spread of 1
 PADS = {"pad": 0, "pad == eos": 2}
@@ -79,7 +80,9 @@ def test_any_mask_scores_as_the_compacted_row(on, data):
     assert score(model, ids, mask).sub(alone).abs().max() <= ATOL
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int64, torch.int32, torch.float32, torch.float16]
+)
 def test_masks_of_any_dtype_positional_or_by_keyword(on, dtype):
     model = tiny_reward_model("gpt2")
     for _, ids, mask in layouts(rows(), pad_token_id=0):
@@ -151,7 +154,7 @@ def test_bad_masks_are_refused_with_rows_and_shapes(on):
     ids = torch.tensor([[1, 5, 2], [1, 6, 2]])
     with pytest.raises(ValueError, match=r"\(2, 2\).*\(2, 3\)"):
         model(ids, torch.ones(2, 2))
-    with pytest.raises(ValueError, match="row 1 .*no real token"):
+    with pytest.raises(ValueError, match=r"row 1 .*no real token"):
         model(ids, torch.tensor([[1, 1, 1], [0, 0, 0]]))
 
 
@@ -168,7 +171,7 @@ def test_masked_mean_is_the_mean_over_real_tokens(upstream):
 
 
 def test_a_plugin_can_pool(upstream):
-    """`pool_reward` gets left-padded hidden states, their mask, the scored columns and the model."""
+    """`pool_reward` gets left-padded hidden states, their mask, the scored columns, the model."""
     Path("first_token.py").write_text(
         "from coati_ext import hookimpl\n\n@hookimpl\n"
         "def pool_reward(hidden, attention_mask, positions, model):\n"
@@ -195,7 +198,9 @@ def test_the_hot_path_reads_nothing_back(on, family):
         model(ids, mask)
     calls = []
     forward = model.model.forward
-    model.model.forward = lambda *args, **kwargs: calls.append((args, kwargs)) or forward(*args, **kwargs)
+    model.model.forward = lambda *args, **kwargs: (
+        calls.append((args, kwargs)) or forward(*args, **kwargs)
+    )
     score(model, ids, mask)
     del model.model.forward
     with torch.no_grad(), HostReads() as backbone:

@@ -4,6 +4,7 @@ import ast
 import textwrap
 
 import pytest
+
 from coati_ext.patching.fingerprint import changed_statements, fingerprint
 
 PLAIN = '''
@@ -22,7 +23,7 @@ def of(source):
 @pytest.mark.parametrize(
     "same",
     [
-        '''
+        """
         def forward(self, ids: "Tensor", mask: Optional[Tensor] = None) -> Tensor:
             # a comment
             hidden = self.model(
@@ -30,7 +31,7 @@ def of(source):
                 attention_mask=mask,
             )['last']
             return self.head(hidden[:, -1, 0:2])
-        ''',
+        """,
         PLAIN.replace('"""Score."""', '"""Another docstring."""'),
     ],
     ids=["formatting and hints", "docstring"],

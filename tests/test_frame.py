@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from coati_ext.tensors import left_frame, position_ids, token_mask
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from coati_ext.tensors import left_frame, position_ids, token_mask
 
 masks = st.tuples(st.integers(1, 5), st.integers(1, 12)).flatmap(
     lambda shape: st.lists(
@@ -46,7 +47,9 @@ def test_positions_count_the_real_tokens_of_the_row(mask):
     assert position_ids(torch.tensor(mask)).tolist() == expected.tolist()
 
 
-@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.int64, torch.int32, torch.uint8, torch.float32, torch.float16]
+)
 def test_a_mask_of_any_dtype_says_the_same(dtype):
     mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
     assert token_mask(torch.zeros(2, 3, dtype=torch.long), mask.to(dtype)).equal(mask.bool())
@@ -75,7 +78,14 @@ def test_rows_without_a_real_token_are_named():
 class HostReads(TorchDispatchMode):
     """Counts the operations that would stall a CUDA stream."""
 
-    NAMES = ("_local_scalar_dense", "nonzero", "masked_select", "index.Tensor", "item", "is_nonzero")
+    NAMES = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "index.Tensor",
+        "item",
+        "is_nonzero",
+    )
 
     def __init__(self):
         super().__init__()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import coati_ext
 import pytest
 import torch
+
+import coati_ext
 from coati_ext.testing import cpu_only, tiny_tokenizer
 
 G12, G34 = ("G1", "G2"), ("G3", "G4")
@@ -147,12 +148,17 @@ def test_preference_collator(on, side, pad):
     for answer, rows in kept.items():
         assert batch[f"{answer}_attention_mask"].dtype == torch.bool
         for index, real in enumerate(rows):
-            ids, mask = batch[f"{answer}_input_ids"][index], batch[f"{answer}_attention_mask"][index]
+            ids, mask = (
+                batch[f"{answer}_input_ids"][index],
+                batch[f"{answer}_attention_mask"][index],
+            )
             check_row(ids, mask, real, 8, tokenizer.pad_token_id)
         assert batch[f"{answer}_loss_mask"].shape == batch[f"{answer}_input_ids"].shape
         # The first row is whole: only its prompt, one token, is without loss.
         real = len(rows[0])
-        assert batch[f"{answer}_loss_mask"][0].long().tolist() == [0] * (9 - real) + [1] * (real - 1)
+        assert batch[f"{answer}_loss_mask"][0].long().tolist() == [0] * (9 - real) + [1] * (
+            real - 1
+        )
     assert given == PAIRS
     assert (tokenizer.padding_side, tokenizer.truncation_side) == (side, "right")
 
@@ -206,7 +212,9 @@ def test_dpo_and_orpo_batches_do_not_change(upstream, trainer, side):
         loader = DataLoader(PAIRS, batch_size=2, collate_fn=collator)
         trainer = cls.__new__(cls)
         trainer.plugin = None
-        cls._before_fit(trainer, train_preference_dataloader=loader, eval_preference_dataloader=None)
+        cls._before_fit(
+            trainer, train_preference_dataloader=loader, eval_preference_dataloader=None
+        )
         return next(iter(trainer.train_dataloader))
 
     before = batches()

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+
 from coati_ext.errors import ConfigError, PluginError
 from coati_ext.plan import make_plan
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import coati_ext
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import coati_ext
 from coati_ext.measure import measure
 from coati_ext.plan import make_plan
 from coati_ext.testing import cpu_only
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 LOSSES = ("LogSigLoss", "LogExpLoss")
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +41,9 @@ def test_finite_with_finite_gradients_at_any_margin(on, name, margin, dtype):
     assert loss.isfinite()
     assert chosen.grad.isfinite().all()
     assert rejected.grad.isfinite().all()
-    exact = (max(-margin, 0.0) + torch.log1p(torch.tensor(-abs(margin)).exp()).item() + 0.6931472) / 2
+    exact = (
+        max(-margin, 0.0) + torch.log1p(torch.tensor(-abs(margin)).exp()).item() + 0.6931472
+    ) / 2
     assert loss.item() == pytest.approx(exact, rel=2e-2 if dtype == torch.bfloat16 else 1e-3)
     assert chosen.grad[1].item() == pytest.approx(-0.25, rel=1e-2)  # half of -sigmoid(0)
 

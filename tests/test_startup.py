@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -26,7 +25,17 @@ OURS = "coati_ext.patches.eos_pooling"
 def wheel(tmp_path_factory):
     """The wheel of this source tree."""
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-q", "-w", str(folder), str(ROOT)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "-q",
+        "-w",
+        str(folder),
+        str(ROOT),
+    ]
     subprocess.run(command, check=True)
     (file,) = folder.glob("*.whl")
     return file
@@ -39,9 +48,6 @@ def environment(request, tmp_path_factory):
     venv.EnvBuilder(with_pip=False, symlinks=True).create(str(folder))
     python = folder / "bin" / "python"
     site = next((folder / "lib").glob("python*")) / "site-packages"
-    # The packages of the environment that runs the tests, coati-ext itself excepted.
-    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (site / "zz_base.pth").write_text("\n".join(here) + "\n")
     what = [str(request.getfixturevalue("wheel"))]
     if request.param == "editable":
         source = folder.parent / "source"
@@ -50,6 +56,9 @@ def environment(request, tmp_path_factory):
         what = ["-e", str(source)]
     pip = [sys.executable, "-m", "pip", "--python", str(python)]
     subprocess.run([*pip, "install", "-q", "--no-deps", *what], check=True)
+    # Only now, or pip would find the coati-ext of the environment that runs the tests.
+    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "zz_base.pth").write_text("\n".join(here) + "\n")
     return python
 
 
@@ -83,7 +92,7 @@ class TestInstalled:
 
     def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
         extra = imported(installed, COATI_EXT="1") - imported(installed)
-        assert extra == {"coati_ext", "coati_ext._startup"}
+        assert extra == {"__future__", "coati_ext", "coati_ext._startup"}
 
     def test_planning_imports_no_torch(self, installed):
         script = "import sys, coati_ext; coati_ext.status(); print('torch' in sys.modules)"
@@ -120,7 +129,8 @@ class TestInstalled:
     def test_subprocesses_are_patched(self, installed, flags):
         # An isolated interpreter ignores PYTHONPATH, so the script itself says where coati is.
         child = f"import sys; sys.path.append({str(installed.folder)!r})\n{ARMED}"
-        script = f"import subprocess, sys; subprocess.run([sys.executable, *{flags!r}, '-c', {child!r}], check=True)"
+        command = f"[sys.executable, *{flags!r}, '-c', {child!r}]"
+        script = f"import subprocess, sys; subprocess.run({command}, check=True)"
         assert installed("-c", script, COATI_EXT="1").stdout.strip() == OURS
 
     def test_torchrun_workers_are_patched(self, installed, tmp_path):
@@ -150,18 +160,28 @@ class TestInstalled:
 
     def test_run_arms_the_command_and_checks_first(self, installed, environment):
         command = str(Path(environment).parent / "coati-ext")
+
         def run(*arguments):
             return subprocess.run(
-                [command, "run", *arguments], env=installed.environment(), cwd=str(installed.cwd),
-                capture_output=True, text=True, check=False,
+                [command, "run", *arguments],
+                env=installed.environment(),
+                cwd=str(installed.cwd),
+                capture_output=True,
+                text=True,
+                check=False,
             )
+
         done = run("--set", "eos_pooling.pooling=masked_mean", "--", str(environment), "-c", ARMED)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == OURS
-        assert "coati-ext: eos_pooling, left_padding, stable_losses on coati generation" in done.stderr
+        assert (
+            "coati-ext: eos_pooling, left_padding, stable_losses on coati generation" in done.stderr
+        )
         done = run("--patch", "stable_losses", "--", str(environment), "-c", ARMED)
         assert done.stdout.strip().startswith("coati.models")
-        done = run("--set", "eos_pooling.pooling=median", "--", str(environment), "-c", "print('ran')")
+        done = run(
+            "--set", "eos_pooling.pooling=median", "--", str(environment), "-c", "print('ran')"
+        )
         assert done.returncode == 2
         assert "ran" not in done.stdout
         assert run("--", "no-such-command").returncode == 2
@@ -172,9 +192,13 @@ class TestInstalled:
     def test_a_wheel_run_from_the_source_tree_works(self, installed, environment):
         if "wheel" not in str(environment):
             pytest.skip("about the wheel")
-        script = "import coati_ext.patches.eos_pooling as p, coati_ext; print(coati_ext.__file__, p.__file__)"
+        script = "import coati_ext.patches.eos_pooling as patch; print(patch.__file__)"
         done = subprocess.run(
-            [str(environment), "-c", script], cwd=str(ROOT), capture_output=True, text=True, check=True
+            [str(environment), "-c", script],
+            cwd=str(ROOT),
+            capture_output=True,
+            text=True,
+            check=True,
         )
         assert "eos_pooling.py" in done.stdout
 
@@ -218,7 +242,8 @@ def test_importing_the_package_imports_nothing_else(bare_python):
 def test_missing_torch_is_told(python, tmp_path):
     script = (
         "import sys; from importlib import util\nfind = util.find_spec\n"
-        "import coati_ext.switch as s\ns.find_spec = lambda name: None if name == 'torch' else find(name)\n"
+        "import coati_ext.switch as s\n"
+        "s.find_spec = lambda name: None if name == 'torch' else find(name)\n"
         "import coati_ext; coati_ext.enable()"
     )
     done = python("-c", script, check=False)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError
 from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.source import Coati, find_coati, function_in, generation_of
@@ -78,7 +79,11 @@ def test_an_edited_function_is_refused_naming_file_line_and_difference(edited):
 
 def edit_body(edited, statement="print('mine')"):
     """Add a statement at the end of the signature, before the first one of the body."""
-    return edited(lambda text: re.sub(r"(\n    \) ->.*:|-> torch.Tensor:)\n", rf"\1\n        {statement}\n", text, count=1))
+    return edited(
+        lambda text: re.sub(
+            r"(\n    \) ->.*:|-> torch.Tensor:)\n", rf"\1\n        {statement}\n", text, count=1
+        )
+    )
 
 
 def test_the_structural_policy_lets_an_edited_body_through_and_says_so(edited):
@@ -97,7 +102,7 @@ def test_the_structural_policy_refuses_another_signature(edited):
 
 def test_the_structural_policy_refuses_a_body_without_what_the_patch_uses(edited):
     edited(lambda text: text.replace("self.value_head", "self.score_head"))
-    step, told = refused(policy="structural")
+    _, told = refused(policy="structural")
     assert "the body does not use self.value_head" in told
 
 
@@ -127,7 +132,10 @@ def test_a_patch_that_is_off_is_not_planned(edited):
     [
         ({"coati/__init__.py": ""}, "is no known generation of ColossalAI Chat"),
         ({"coati.py": ""}, "is a single file, not ColossalAI Chat"),
-        ({"chatgpt/__init__.py": "", "chatgpt/models/base/reward_model.py": ""}, "its predecessor chatgpt is, at"),
+        (
+            {"chatgpt/__init__.py": "", "chatgpt/models/base/reward_model.py": ""},
+            "its predecessor chatgpt is, at",
+        ),
         ({}, "coati is not importable by"),
     ],
     ids=["another package", "a module", "chatgpt", "none"],
@@ -186,5 +194,8 @@ def test_an_order_that_cannot_be_is_refused():
 )
 def test_a_wrong_site_cannot_be_declared(wrong):
     right = {"target": "coati.m:f", "new": "ours:f", "generations": ("G1",)}
-    with pytest.raises(ValueError, match=str(next(iter(wrong.values()))) if wrong != {"generations": ()} else "expected some"):
+    with pytest.raises(
+        ValueError,
+        match=str(next(iter(wrong.values()))) if wrong != {"generations": ()} else "expected some",
+    ):
         Site(**{**right, **wrong})

@@ -8,8 +8,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import coati_ext
 import pytest
+
+import coati_ext
 from coati_ext.errors import AlreadyEnabledError, DisturbedError, RefusedError
 from coati_ext.plan import make_plan
 
@@ -70,7 +71,11 @@ def test_disable_gives_back_every_attribute_by_identity(upstream, late):
             del sys.modules[name]
         coati_ext.enable()
         import_all()
-        patched = {target: slot(target) for target, s in states(coati_ext.status()).items() if s == "applied"}
+        patched = {
+            target: slot(target)
+            for target, s in states(coati_ext.status()).items()
+            if s == "applied"
+        }
         coati_ext.disable()
         for target, function in patched.items():
             assert slot(target) is not function
@@ -82,9 +87,16 @@ def test_disable_gives_back_every_attribute_by_identity(upstream, late):
         assert attributes() == before
 
 
-@pytest.mark.parametrize("chosen", list(itertools.chain.from_iterable(
-    itertools.combinations(("eos_pooling", "left_padding", "stable_losses"), n) for n in (0, 1, 2)
-)), ids=lambda names: "+".join(names) or "none")
+@pytest.mark.parametrize(
+    "chosen",
+    list(
+        itertools.chain.from_iterable(
+            itertools.combinations(("eos_pooling", "left_padding", "stable_losses"), n)
+            for n in (0, 1, 2)
+        )
+    ),
+    ids=lambda names: "+".join(names) or "none",
+)
 def test_any_subset_of_patches_is_undone(upstream, chosen):
     import_all()
     before = attributes()
@@ -101,7 +113,8 @@ def test_every_order_of_import_enable_and_disable(python):
         """
         import sys, importlib, coati_ext
         from coati_ext.plan import make_plan
-        steps = [s for s in make_plan().steps if s.state == "pending" and ".models" in s.site.module]
+        steps = [step for step in make_plan().steps
+                 if step.state == "pending" and ".models" in step.site.module]
         def slot(step):
             owner = sys.modules[step.site.module]
             *owners, name = step.site.qualname.split(".")
@@ -151,7 +164,9 @@ def test_enabling_twice_is_enabling_once(upstream):
 def test_another_plan_is_an_error_that_shows_the_difference(upstream):
     coati_ext.enable()
     with pytest.raises(AlreadyEnabledError) as error:
-        coati_ext.enable({"eos_pooling": {"pooling": "masked_mean"}, "left_padding": {"enabled": False}})
+        coati_ext.enable(
+            {"eos_pooling": {"pooling": "masked_mean"}, "left_padding": {"enabled": False}}
+        )
     assert "eos_pooling.pooling: eos in force, masked_mean asked for" in str(error.value)
     assert "left_padding.enabled: True in force, False asked for" in str(error.value)
     coati_ext.disable()
@@ -208,8 +223,16 @@ def test_a_late_misfit_undoes_what_was_done_and_stops_the_import(upstream, monke
     # Somebody registers, before us, a hook that changes the data path while it is imported.
     import wrapt
 
-    home = "coati.dataset.reward_dataset" if upstream.generation in ("G1", "G2") else "coati.dataset.loader"
-    name = "RmStaticDataset" if upstream.generation in ("G1", "G2") else "DataCollatorForPreferenceDataset"
+    home = (
+        "coati.dataset.reward_dataset"
+        if upstream.generation in ("G1", "G2")
+        else "coati.dataset.loader"
+    )
+    name = (
+        "RmStaticDataset"
+        if upstream.generation in ("G1", "G2")
+        else "DataCollatorForPreferenceDataset"
+    )
     method = "__init__" if name == "RmStaticDataset" else "__call__"
     coati_ext.disable()
 
@@ -223,7 +246,7 @@ def test_a_late_misfit_undoes_what_was_done_and_stops_the_import(upstream, monke
     import coati.models
 
     with pytest.raises(RefusedError, match="set COATI_EXT=0 to run without patches"):
-        import coati.dataset  # noqa: F401
+        import coati.dataset
     assert coati.models.RewardModel.forward.__module__.startswith("coati.")
     with pytest.raises(RefusedError):  # and it stays refused
         coati_ext.enable()
@@ -237,7 +260,9 @@ def test_a_disturbed_slot_is_not_undone(upstream, monkeypatch):
     ours = vars(LogExpLoss)["forward"]
     patched = attributes()
     LogExpLoss.forward = lambda self, a, b: a
-    with pytest.raises(DisturbedError, match=r"LogExpLoss.forward \(now .*lambda.*nothing was undone"):
+    with pytest.raises(
+        DisturbedError, match=r"LogExpLoss.forward \(now .*lambda.*nothing was undone"
+    ):
         coati_ext.disable()
     LogExpLoss.forward = ours
     assert attributes() == patched
@@ -248,6 +273,7 @@ def test_names_bound_early_inside_coati_are_rebound_and_listed(upstream, tmp_pat
     """A plugin's patch of a function reaches `from coati.models.utils import compute_reward`."""
     import coati.experience_maker.naive as naive
     import coati.models.utils as utils
+
     from coati_ext.patching.source import find_coati
 
     function = find_coati().function("coati.models.utils", "compute_reward")
@@ -342,4 +368,6 @@ def test_observers_see_each_applied_target(upstream, tmp_path):
     report = coati_ext.enable({"plugins": ["./watch.py"]})
     seen = sys.modules["coati_ext_plugin_watch"].seen
     assert len(seen) == list(states(report).values()).count("applied")
-    assert set(seen) <= {(name, "applied") for name in ("eos_pooling", "left_padding", "stable_losses")}
+    assert set(seen) <= {
+        (name, "applied") for name in ("eos_pooling", "left_padding", "stable_losses")
+    }

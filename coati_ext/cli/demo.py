@@ -16,7 +16,7 @@ from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, List, Tuple
 
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import CoatiNotFoundError, ConfigError
+from coati_ext.errors import CoatiNotFoundError, ConfigError, ScriptError
 from coati_ext.install import version_of
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import find_coati
@@ -59,12 +59,14 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         }
         arguments = [options.family, options.pairs, options.held_out, options.epochs, options.seed]
         command = [sys.executable, "-m", "coati_ext.cli.demo_script", *map(str, arguments)]
-        with tempfile.TemporaryDirectory() as folder:  # upstream's trainers write logs where they are
+        with (
+            tempfile.TemporaryDirectory()
+        ) as folder:  # upstream's trainers write logs where they are
             done = subprocess.run(
                 command, env=variables, cwd=folder, capture_output=True, text=True, check=False
             )
         if done.returncode:
-            raise RuntimeError(f"the demo's script failed with COATI_EXT={flag}:\n{done.stderr}")
+            raise ScriptError(f"the demo's script failed with COATI_EXT={flag}:\n{done.stderr}")
         results.append({"flag": flag, **json.loads(done.stdout.splitlines()[-1])})
     return 0, {
         "coati": coati,

@@ -13,6 +13,7 @@ from coati_ext import __version__, install
 from coati_ext._startup import OFF
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
+from coati_ext.errors import ScriptError
 from coati_ext.report import REFUSED
 
 Facts = Dict[str, Any]
@@ -86,7 +87,7 @@ def _measurements(flag: str) -> List[Facts]:
     command = [sys.executable, "-m", "coati_ext.measure", flag]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise ScriptError(f"{' '.join(command)} failed:\n{done.stderr}")
     return list(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -26,7 +26,7 @@ class Site:
     right: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of each released variant that needs no change, by its label."""
     needs: Tuple[str, ...] = ()
-    """Names that the upstream body must use (``self.value_head``) to pass for known in structure."""
+    """Names that an edited body must still use (``self.value_head``) to fit in structure."""
     optional: bool = False
     """Whether some releases of these generations lack the target."""
 

@@ -90,8 +90,9 @@ def find_coati() -> Coati:
         chatgpt = _package_root("chatgpt")
         if chatgpt is not None and (chatgpt / "models" / "base" / "reward_model.py").is_file():
             raise CoatiNotFoundError(
-                f"coati is not importable, but its predecessor chatgpt is, at {chatgpt} (ColossalAI "
-                "v0.2.5 to v0.2.7). coati-ext knows coati, which v0.2.8 introduced: update ColossalAI"
+                f"coati is not importable, but its predecessor chatgpt is, at {chatgpt} "
+                "(ColossalAI v0.2.5 to v0.2.7). coati-ext knows coati, which v0.2.8 introduced: "
+                "update ColossalAI"
             )
         raise CoatiNotFoundError(f"coati is not importable by {sys.executable}: {_WAY_IN}")
     return Coati(root, generation_of(root))

@@ -62,7 +62,8 @@ def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
             raise UnknownNameError(f"patches come after each other: {' -> '.join((*trail, name))}")
         if name not in patches:
             raise UnknownNameError(
-                f"patch {trail[-1]} comes after {name}, which does not exist{nearest(name, patches)}"
+                f"patch {trail[-1]} comes after {name}, which does not exist"
+                f"{nearest(name, patches)}"
             )
         for earlier in patches[name].after:
             visit(earlier, (*trail, name))

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from coati_ext.testing.padding import layouts, random_rows
     from coati_ext.testing.preferences import preference_pairs
     from coati_ext.testing.text import tiny_tokenizer
-    from coati_ext.testing.training import pair_accuracy, train_reward_model
+    from coati_ext.testing.training import chosen_rows, pair_accuracy, train_reward_model
 
 _HOMES = {
     "LocalBooster": "cpu",
@@ -41,6 +41,7 @@ _HOMES = {
     "assert_batch_invariant": "assertions",
     "assert_matches_sequence_classification": "assertions",
     "assert_padding_invariant": "assertions",
+    "chosen_rows": "training",
     "cpu_only": "cpu",
     "families": "models",
     "layouts": "padding",
@@ -61,6 +62,7 @@ __all__ = [
     "assert_batch_invariant",
     "assert_matches_sequence_classification",
     "assert_padding_invariant",
+    "chosen_rows",
     "cpu_only",
     "families",
     "layouts",

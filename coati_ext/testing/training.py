@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
 from torch.utils.data import DataLoader
@@ -114,6 +114,21 @@ def pair_accuracy(
                 scores.append(model(ids, mask))
             rewards[answer] = torch.cat(scores)
     return float((rewards["chosen"] > rewards["rejected"]).float().mean())
+
+
+def chosen_rows(
+    pairs: Sequence[Pair], *, tokenizer: Any, max_length: int = 512
+) -> List[Tuple[torch.Tensor, torch.Tensor]]:
+    """Return ids (S,) and bool mask (S,) of each pair's chosen answer, as coati's data path makes
+    them for its reward-model trainer: S is `max_length`, or less where coati pads less.
+    """
+    prepare = _pair_dataset if _has_strategies() else _pair_collator
+    data, collate = prepare(pairs, tokenizer, max_length)
+    if collate is None:
+        items = [data[index] for index in range(len(data))]
+        return [(item[0].view(-1), item[1].view(-1).bool()) for item in items]
+    batch = collate(data)
+    return list(zip(batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()))
 
 
 def _has_strategies() -> bool:
