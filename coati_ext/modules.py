@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Callable, FrozenSet, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Tuple
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_Names = Tuple[FrozenSet[str], bool]
+# What each class's forward takes. A dict, since torch.compile warns of functools.lru_cache.
+_seen: Dict[Callable[..., Any], _Names] = {}
 # DDP and colossalai's wrappers, torch.compile, peft's outer and inner model.
 _INNER = ("module", "_orig_mod", "base_model", "model")
 
@@ -34,18 +36,16 @@ def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
     return next(floating, default)
 
 
-def _parameters(module: nn.Module) -> Tuple[FrozenSet[str], bool]:
+def _parameters(module: nn.Module) -> _Names:
     # accelerate and shardformer give single instances a forward of their own.
     if "forward" in vars(module):
         return _names(module.forward)
-    return _class_names(type(module).forward)
+    forward = type(module).forward
+    if forward not in _seen:
+        _seen[forward] = _names(forward)
+    return _seen[forward]
 
 
-@lru_cache(maxsize=64)
-def _class_names(forward: Callable[..., Any]) -> Tuple[FrozenSet[str], bool]:
-    return _names(forward)
-
-
-def _names(forward: Callable[..., Any]) -> Tuple[FrozenSet[str], bool]:
+def _names(forward: Callable[..., Any]) -> _Names:
     parameters = signature(forward).parameters
     return frozenset(parameters), any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values())

@@ -1,0 +1,44 @@
+"""Everything that a change must pass: `nox` runs it all, `nox -s lint` one part of it.
+
+`nox -s current -- --coati PATH` runs the behaviour tests on a real coati in place of the stand-ins.
+"""
+
+import nox
+
+nox.options.default_venv_backend = "virtualenv"
+nox.options.sessions = ["lint", "types", "current", "old"]
+# A machine without one of the interpreters is told so, and runs the rest.
+nox.options.error_on_missing_interpreters = False
+
+
+@nox.session(python="3.11")
+def lint(session: nox.Session) -> None:
+    session.install("ruff>=0.5")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session(python="3.11")
+def types(session: nox.Session) -> None:
+    session.install("mypy>=1.8", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging")
+    session.run("mypy")
+
+
+@nox.session(python="3.11")
+def current(session: nox.Session) -> None:
+    """The newest stack that coati HEAD runs on."""
+    stack(session, "torch==2.13.0", "transformers==4.51.3", "numpy", colossalai="0.5.0")
+
+
+@nox.session(python="3.8")
+def old(session: nox.Session) -> None:
+    """The stack of coati's first two generations."""
+    stack(session, "torch==1.13.1", "transformers==4.31.0", "numpy<2", colossalai="0.3.6")
+
+
+def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
+    session.install(*packages, "setuptools<70", "wheel", "pip>=23")
+    session.install(".[test]", *packages)
+    # Its own requirements would move torch; importing it needs a few of them.
+    session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
+    session.run("python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
