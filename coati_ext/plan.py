@@ -5,6 +5,7 @@ Making a plan touches nothing and imports neither coati nor torch.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
@@ -66,15 +67,9 @@ class Plan:
         planned = {row.name for row in rows}
         for name, value in self.settings.enabled.items():
             if name not in planned:
-                reason = (
-                    f"switched off by {value.origin}"
-                    if not value.value
-                    else (
-                        str(self.missing)
-                        if self.missing
-                        else "nothing to change in this generation"
-                    )
-                )
+                reason = f"switched off by {value.origin}"
+                if value.value:
+                    reason = str(self.missing or "nothing to change in this generation")
                 rows.append(Row(name, OFF, "", reason))
         generation = self.coati.generation if self.coati else None
         return Report(generation, tuple(rows), self.digest, notes)
@@ -125,11 +120,12 @@ def make_plan(config: ConfigArgument = None) -> Plan:
         coati = find_coati()
     except CoatiNotFoundError as error:
         return Plan(layers, registry, settings, choices, None, (), error)
-    steps = plan_steps(_with_parents(on, registry.patches), coati, settings.policy.value)
+    _require_parents(on)
+    steps = plan_steps(on, coati, settings.policy.value)
     return Plan(layers, registry, settings, choices, coati, steps)
 
 
-def _with_parents(on: List[Patch], patches: Mapping[str, Patch]) -> List[Patch]:
+def _require_parents(on: List[Patch]) -> None:
     names = {patch.name for patch in on}
     for patch in on:
         lacking = [name for name in patch.after if name not in names]
@@ -138,7 +134,6 @@ def _with_parents(on: List[Patch], patches: Mapping[str, Patch]) -> List[Patch]:
                 f"patch {patch.name} builds upon {lacking[0]}, which is off: switch it on "
                 f"({lacking[0]}.enabled = true) or {patch.name} off"
             )
-    return on
 
 
 def _pick(
@@ -168,8 +163,6 @@ def _pick(
 
 def _default_of(hook: str, registry: Registry) -> str:
     """The built-in named by the default of the option that chooses this hook."""
-    import dataclasses
-
     for cls in registry.options.values():
         for item in dataclasses.fields(cls):
             if item.metadata.get("chooses") == hook:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
-GENERATIONS = ("G1", "G2", "G3", "G4")
+from coati_ext.errors import UnknownNameError, nearest
+from coati_ext.patching.patch import GENERATIONS
 
 
 def standin(generation: str) -> Path:
@@ -18,7 +18,8 @@ def standin(generation: str) -> Path:
         ValueError: there is no such generation.
     """
     if generation not in GENERATIONS:
-        close = get_close_matches(str(generation).upper(), GENERATIONS, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"no stand-in for {generation!r}, only for {', '.join(GENERATIONS)}{hint}")
+        hint = nearest(str(generation).upper(), GENERATIONS)
+        raise UnknownNameError(
+            f"no stand-in for {generation!r}, only for {', '.join(GENERATIONS)}{hint}"
+        )
     return Path(__file__).resolve().parent / "standins" / generation.lower()

@@ -1,0 +1,95 @@
+"""The documents say what the code does: hooks, commands, examples and the plugin of the README."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+
+import coati_ext
+import pytest
+from coati_ext import hookspecs
+from coati_ext.plugins import HOOKS
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_has_a_heading_with_its_exact_signature(hook):
+    arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
+    assert f"## {hook}({arguments})\n" in (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_every_hook_is_used_by_a_test(hook):
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    assert f"def {hook}(" in tests
+
+
+def test_hook_arguments_are_pinned():
+    """Plugins written today must keep working: an argument can be added, none renamed."""
+    found = {hook: list(inspect.signature(getattr(hookspecs, hook)).parameters) for hook in HOOKS}
+    assert found == {
+        "patch_applied": ["row"],
+        "pool_reward": ["hidden", "attention_mask", "positions", "model"],
+        "register_defects": ["register"],
+        "register_options": ["register"],
+        "register_patches": ["register"],
+    }
+
+
+def test_the_commands_in_the_readme_exist():
+    from coati_ext.cli import _parser
+
+    commands = set(re.findall(r"coati-ext (doctor|list|plan|explain|diff|run|config|plugins|demo)", README))
+    usage = _parser().format_help()
+    assert commands >= {"doctor", "run", "demo"}
+    for command in commands:
+        assert f"\n    {command} " in usage
+
+
+def test_the_readme_names_every_patch_and_the_fixed_names():
+    from coati_ext.plan import make_plan
+
+    for name in make_plan().registry.patches:
+        assert f"`{name}`" in README
+    for name in ("COATI_EXT=1", "COATI_EXT_SET", "coati-ext.toml", "disable()"):
+        assert name in README
+
+
+def test_the_readmes_plugin_runs_in_15_lines(upstream, tmp_path):
+    from coati_ext.testing import assert_padding_invariant, tiny_reward_model
+
+    (code,) = re.findall(r"```python\n# (?:[\w/]+\.py)\n(.*?)```", README, flags=re.DOTALL)
+    assert len(code.strip().splitlines()) <= 15
+    (tmp_path / "mine.py").write_text(code)
+    with coati_ext.applied({"plugins": ["./mine.py"]}):
+        assert_padding_invariant(tiny_reward_model("llama"))
+
+
+def test_the_example_plugin(upstream, tmp_path):
+    from coati_ext.testing import assert_padding_invariant, tiny_reward_model
+
+    shutil.copy(str(ROOT / "examples" / "last_tokens.py"), str(tmp_path))
+    with coati_ext.applied({"plugins": ["./last_tokens.py"]}):
+        assert_padding_invariant(tiny_reward_model("llama"))
+
+
+def test_the_example_check(python):
+    lines = python(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
+    assert "no: the reward depends on padding" in lines[1]
+    assert lines[2].split() == ["patches", "on:", "yes"]
+
+
+def test_the_changelog_has_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{coati_ext.__version__}]" in changelog
+
+
+def test_every_public_name_is_there():
+    for name in coati_ext.__all__:
+        assert getattr(coati_ext, name) is not None
+    assert set(coati_ext.__all__) == set(coati_ext._HOMES)
+    with pytest.raises(AttributeError, match="no attribute 'enabel'"):
+        coati_ext.enabel  # noqa: B018
