@@ -22,7 +22,13 @@ _UPSTREAM_LAYOUT = "coati_ext_upstream_layout"
 @contextmanager
 def _left_sided(tokenizer: Any) -> Iterator[None]:
     """Let a Hugging Face tokenizer pad and truncate at the head for a while."""
-    sides = {name: getattr(tokenizer, name) for name in ("padding_side", "truncation_side")}
+    names = ("padding_side", "truncation_side")
+    if not all(hasattr(tokenizer, name) for name in names):
+        raise TypeError(
+            f"{type(tokenizer).__name__} cannot pad or cut at the head: expected a Hugging Face "
+            f"tokenizer with {' and '.join(names)}"
+        )
+    sides = {name: getattr(tokenizer, name) for name in names}
     try:
         for name in sides:
             setattr(tokenizer, name, "left")

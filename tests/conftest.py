@@ -35,7 +35,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "upstream" in metafunc.fixturenames:
-        folders = folders_under_test(metafunc.config)
+        marker = metafunc.definition.get_closest_marker("generations")
+        wanted = marker.args if marker else GENERATIONS
+        folders = [
+            item for item in folders_under_test(metafunc.config) if item.generation in wanted
+        ]
         metafunc.parametrize(
             "upstream", folders, ids=[item.generation for item in folders], indirect=True
         )

@@ -6,8 +6,9 @@ import inspect
 import re
 import shutil
 
-import coati_ext
 import pytest
+
+import coati_ext
 from coati_ext import hookspecs
 from coati_ext.plugins import HOOKS
 from conftest import ROOT
@@ -42,7 +43,9 @@ def test_hook_arguments_are_pinned():
 def test_the_commands_in_the_readme_exist():
     from coati_ext.cli import _parser
 
-    commands = set(re.findall(r"coati-ext (doctor|list|plan|explain|diff|run|config|plugins|demo)", README))
+    commands = set(
+        re.findall(r"coati-ext (doctor|list|plan|explain|diff|run|config|plugins|demo)", README)
+    )
     usage = _parser().format_help()
     assert commands >= {"doctor", "run", "demo"}
     for command in commands:
@@ -92,4 +95,4 @@ def test_every_public_name_is_there():
         assert getattr(coati_ext, name) is not None
     assert set(coati_ext.__all__) == set(coati_ext._HOMES)
     with pytest.raises(AttributeError, match="no attribute 'enabel'"):
-        coati_ext.enabel  # noqa: B018
+        coati_ext.enabel

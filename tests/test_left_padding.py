@@ -11,14 +11,11 @@ import torch
 import coati_ext
 from coati_ext.testing import cpu_only, tiny_tokenizer
 
-G12, G34 = ("G1", "G2"), ("G3", "G4")
+G12 = pytest.mark.generations("G1", "G2")
+G34 = pytest.mark.generations("G3", "G4")
 
 
-def only(upstream, generations):
-    if upstream.generation not in generations:
-        pytest.skip(f"about {' and '.join(generations)}")
-
-
+@G12
 @pytest.fixture(params=["right", "left"])
 def side(request):
     return request.param
@@ -55,7 +52,6 @@ def check_row(ids, mask, real, width, pad_id):
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("name", ["RmStaticDataset", "HhRlhfDataset"])
 def test_reward_datasets(on, name, side, pad, bos):
-    only(on, G12)
     import coati.dataset
 
     tokenizer = tiny_tokenizer(pad=pad, padding_side=side, bos=bos)
@@ -79,8 +75,8 @@ def test_reward_datasets(on, name, side, pad, bos):
     assert (tokenizer.padding_side, tokenizer.truncation_side) == (side, "right")
 
 
+@G12
 def test_the_special_token_of_a_reward_dataset_survives(on):
-    only(on, G12)
     from coati.dataset import RmStaticDataset
 
     tokenizer = tiny_tokenizer()
@@ -90,8 +86,8 @@ def test_the_special_token_of_a_reward_dataset_survives(on):
     assert mask.view(-1)[-1] == 1
 
 
+@G12
 def test_prompt_datasets_keep_the_end_of_the_prompt(on, side, pad):
-    only(on, G12)
     from coati.dataset import PromptDataset
 
     tokenizer = tiny_tokenizer(pad=pad, padding_side=side)
@@ -104,14 +100,23 @@ def test_prompt_datasets_keep_the_end_of_the_prompt(on, side, pad):
             check_row(item["input_ids"], item["attention_mask"], real, 10, tokenizer.pad_token_id)
 
 
+@G12
 def test_a_tokenizer_gets_its_sides_back_after_an_error(on):
-    only(on, G12)
     from coati.dataset import RmStaticDataset
 
     tokenizer = tiny_tokenizer()
     with pytest.raises(KeyError):
         RmStaticDataset([{"chosen": ""}], tokenizer, 8)
     assert (tokenizer.padding_side, tokenizer.truncation_side) == ("right", "right")
+
+
+def test_a_tokenizer_without_sides_is_refused_by_name(on):
+    from coati_ext.patches.left_padding import _left_sided
+
+    with pytest.raises(TypeError, match=r"object cannot pad or cut at the head"), _left_sided(
+        object()
+    ):
+        pass
 
 
 def preference(chosen, rejected, prompt=1):
@@ -134,8 +139,8 @@ PAIRS = [
 ]
 
 
+@G34
 def test_preference_collator(on, side, pad):
-    only(on, G34)
     from coati.dataset import DataCollatorForPreferenceDataset
 
     tokenizer = tiny_tokenizer(pad=pad, padding_side=side)
@@ -163,8 +168,8 @@ def test_preference_collator(on, side, pad):
     assert (tokenizer.padding_side, tokenizer.truncation_side) == (side, "right")
 
 
+@G34
 def test_prompt_collator(on, side, pad):
-    only(on, G34)
     from coati.dataset import DataCollatorForPromptDataset
 
     tokenizer = tiny_tokenizer(pad=pad, padding_side=side)
@@ -184,8 +189,8 @@ def test_prompt_collator(on, side, pad):
         assert batch["gt_answer"] == ["0", "1", "2"]
 
 
+@G34
 def test_an_empty_row_is_named(on):
-    only(on, G34)
     from coati.dataset import DataCollatorForPreferenceDataset, DataCollatorForPromptDataset
 
     with pytest.raises(ValueError, match="row 1 of the batch has no token"):
@@ -194,10 +199,10 @@ def test_an_empty_row_is_named(on):
         DataCollatorForPreferenceDataset(tiny_tokenizer(), 8)([preference([], [5, 2], prompt=0)])
 
 
+@G34
 @pytest.mark.parametrize("trainer", ["DPOTrainer", "ORPOTrainer"])
 def test_dpo_and_orpo_batches_do_not_change(upstream, trainer, side):
     """The collator is shared with the reward model; a trainer of actors keeps upstream's rows."""
-    only(upstream, G34)
     import coati.dataset
     import coati.trainer
     from torch.utils.data import DataLoader
@@ -224,8 +229,8 @@ def test_dpo_and_orpo_batches_do_not_change(upstream, trainer, side):
     assert all(before[key].equal(after[key]) for key in before)
 
 
+@G34
 def test_kto_and_sft_batches_do_not_change(upstream, side):
-    only(upstream, G34)
     import coati.dataset
 
     tokenizer = tiny_tokenizer(padding_side=side)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from pathlib import Path
 
 import pytest
 
-from coati_ext.errors import ConfigError, PluginError
+import coati_ext
+from coati_ext.errors import ConfigError, PluginError, RefusedError
+from coati_ext.measure import measure
+from coati_ext.patching.source import find_coati
 from coati_ext.plan import make_plan
 
 POOL = """
@@ -175,3 +179,90 @@ def test_a_plugins_text_is_part_of_the_digest():
     before = plan_with(file).digest
     write("first_token.py", POOL.replace("0]", "1]"))
     assert plan_with(file).digest != before
+
+
+COMPLETE = """
+from dataclasses import dataclass
+
+import coati_ext
+from coati_ext import Defect, Patch, Site, hookimpl, option
+
+SEEN = []
+
+
+@dataclass(frozen=True)
+class Options:
+    factor: float = option(2.0, "what losses are multiplied by", minimum=0.0)
+
+
+def scaled(original, self, chosen_reward, reject_reward):
+    return original(self, chosen_reward, reject_reward) * coati_ext.options("scale").factor
+
+
+def measure():
+    import torch
+    from coati.models import LogExpLoss
+    return float(LogExpLoss()(torch.zeros(1), torch.zeros(1)))
+
+
+@hookimpl
+def register_options(register):
+    register("scale", Options)
+
+
+@hookimpl
+def register_patches(register):
+    site = Site(
+        "coati.models.loss:LogExpLoss.forward", "coati_ext_plugin_scale:scaled",
+        generations=("G1", "G2", "G3", "G4"), mode="wrap", fits={"here": "FINGERPRINT"},
+    )
+    register(Patch("scale", "losses times a factor", (site,), default=True, after=AFTER))
+
+
+@hookimpl
+def register_defects(register):
+    register(
+        Defect("small loss", "scale", "loss at 0", ("G1", "G2", "G3", "G4"),
+               "coati_ext_plugin_scale:measure", right=2 * 0.6931472, tolerance=1e-5)
+    )
+
+
+@hookimpl
+def patch_applied(row):
+    SEEN.append((row.name, row.state))
+"""
+
+
+def complete_plugin(after):
+    function = find_coati().function("coati.models.loss", "LogExpLoss.forward")
+    text = COMPLETE.replace("FINGERPRINT", function.fingerprint).replace("AFTER", repr(after))
+    return write("scale.py", text)
+
+
+def test_a_plugin_brings_a_patch_options_a_defect_and_an_observer(upstream):
+    file = complete_plugin(after=("stable_losses",))
+    (defect,) = [d for d in plan_with(file).registry.defects if d.patch == "scale"]
+    assert measure(defect)["verdict"] == "wrong"
+    with coati_ext.applied({"plugins": [file]}) as report:
+        assert ("scale", "applied") in {(row.name, row.state) for row in report.patches}
+        assert measure(defect)["verdict"] == "right"  # twice our own stable loss
+        assert ("scale", "applied") in sys.modules["coati_ext_plugin_scale"].SEEN
+    assert measure(defect)["verdict"] == "wrong"
+    with coati_ext.applied({"plugins": [file], "scale": {"factor": 3}}):
+        assert measure(defect)["value"] == pytest.approx(3 * 0.6931472)
+    with pytest.raises(ConfigError, match=r"scale.factor = -1: wants a number at least 0.0"):
+        plan_with(file, scale={"factor": -1})
+
+
+def test_a_plugins_patch_of_a_built_ins_target_needs_an_order(upstream):
+    with pytest.raises(RefusedError, match="scale and stable_losses both change"):
+        plan_with(complete_plugin(after=()))
+    with pytest.raises(ConfigError, match="builds upon stable_losses, which is off"):
+        plan_with(complete_plugin(after=("stable_losses",)), stable_losses={"enabled": False})
+
+
+def test_choices_and_options_are_there_only_while_enabled():
+    with pytest.raises(RuntimeError, match=r"call coati_ext.enable\(\) first"):
+        coati_ext.choice("pool_reward")
+    with pytest.raises(RuntimeError, match=r"call coati_ext.enable\(\) first"):
+        coati_ext.options("eos_pooling")

@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, Python, folders_under_test
 
 ARMED = textwrap.dedent(
