@@ -15,7 +15,6 @@ G12 = pytest.mark.generations("G1", "G2")
 G34 = pytest.mark.generations("G3", "G4")
 
 
-@G12
 @pytest.fixture(params=["right", "left"])
 def side(request):
     return request.param
@@ -49,6 +48,7 @@ def check_row(ids, mask, real, width, pad_id):
     assert mask.view(-1).long().tolist() == kept
 
 
+@G12
 @pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize("name", ["RmStaticDataset", "HhRlhfDataset"])
 def test_reward_datasets(on, name, side, pad, bos):
