@@ -27,13 +27,22 @@ def types(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def current(session: nox.Session) -> None:
     """The newest stack that coati HEAD runs on."""
-    stack(session, "torch==2.13.0", "transformers==4.51.3", "setuptools<81", colossalai="0.5.0")
+    stack(
+        session,
+        *["torch==2.13.0", "transformers==4.51.3", "setuptools<81"],
+        *["psutil", "peft", "einops", "galore_torch"],  # what importing colossalai needs
+        colossalai="0.5.0",
+    )
 
 
 @nox.session(python="3.8")
 def old(session: nox.Session) -> None:
     """The stack of coati's first two generations."""
-    stack(session, "torch==1.13.1", "transformers==4.31.0", "setuptools<70", colossalai="0.3.6")
+    stack(
+        session,
+        *["torch==1.13.1", "transformers==4.31.0", "setuptools<70", "psutil"],
+        colossalai="0.3.6",
+    )
 
 
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:

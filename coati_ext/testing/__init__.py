@@ -19,7 +19,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, List
 
-from coati_ext.testing.standin import GENERATIONS, standin
+from coati_ext.patching.patch import GENERATIONS
+from coati_ext.testing.standin import standin
 
 if TYPE_CHECKING:
     from coati_ext.testing.assertions import (
