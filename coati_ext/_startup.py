@@ -1,8 +1,8 @@
 """What the start-up file runs in every armed process: a watch for the first import of coati.
 
-Only modules that the interpreter already holds are imported here. Everything else, plug-ins
-included, loads at the first ``import coati``: a failure there stops that import, whereas ``site``
-would print and swallow a failure at start-up and training would go on unpatched.
+Beside modules that the interpreter holds already, this imports two lines of ours. Everything else,
+plugins included, loads at the first ``import coati``: a failure there stops that import, whereas
+``site`` would print and swallow a failure at start-up, and training would go on unpatched.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-OFF = ("", "0", "off", "false", "no")
+from coati_ext.flag import OFF
 
 
 class _Watch:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
-from coati_ext._startup import OFF
 from coati_ext.errors import ConfigError, nearest
+from coati_ext.flag import OFF, ON
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.steps import POLICIES
 
-ON = ("1", "on", "true", "yes")
 FILE = "coati-ext.toml"
 _FLAG = "COATI_EXT"
 ConfigArgument = Union[None, str, "os.PathLike[str]", Mapping[str, Any]]

@@ -8,6 +8,7 @@ and the import fails: nothing is ever half-patched.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from contextlib import contextmanager
@@ -76,8 +77,9 @@ class _Session:
             self.plan.registry.manager.hook.patch_applied(row=row)
 
     def _fail(self, error: Exception) -> None:
+        kind = "" if isinstance(error, CoatiExtError) else f"{type(error).__name__}: "
+        self.failure = RefusedError(f"{kind}{error}\n{WAY_OUT}")
         self.stop()
-        self.failure = RefusedError(f"{error}\n{WAY_OUT}")
         raise self.failure from error
 
     def stop(self) -> None:
@@ -184,8 +186,6 @@ def arm() -> None:
 
 def _announce(report: Report) -> None:
     """One line on the first rank, so that a log says what the run was trained with."""
-    import os
-
     if os.environ.get("RANK", "0") == "0":
         names = sorted({row.name for row in report.patches if row.state != OFF})
         print(

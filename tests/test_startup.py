@@ -93,7 +93,7 @@ class TestInstalled:
 
     def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
         extra = imported(installed, COATI_EXT="1") - imported(installed)
-        assert extra == {"__future__", "coati_ext", "coati_ext._startup"}
+        assert extra == {"__future__", "coati_ext", "coati_ext._startup", "coati_ext.flag"}
 
     def test_planning_imports_no_torch(self, installed):
         script = "import sys, coati_ext; coati_ext.status(); print('torch' in sys.modules)"

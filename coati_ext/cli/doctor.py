@@ -10,10 +10,10 @@ from argparse import Namespace
 from typing import Any, Dict, List, Tuple
 
 from coati_ext import __version__, install
-from coati_ext._startup import OFF
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import ScriptError
+from coati_ext.flag import OFF
 from coati_ext.report import REFUSED
 
 Facts = Dict[str, Any]

@@ -9,8 +9,8 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, Dict, NoReturn, Tuple
 
-from coati_ext._startup import OFF
 from coati_ext.errors import ConfigError, RefusedError
+from coati_ext.flag import OFF
 from coati_ext.install import startup_file
 from coati_ext.plan import make_plan
 from coati_ext.report import PENDING
