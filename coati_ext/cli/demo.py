@@ -85,19 +85,18 @@ def _coati(options: Namespace) -> Tuple[str, str, str]:
     if not options.generation:
         try:
             coati = find_coati()
-            return f"the coati at {coati.root}", coati.generation, ""
+            return f"The coati at {coati.root}", coati.generation, ""
         except CoatiNotFoundError:
             options.generation = "G4"
-    generation = options.generation
-    words = f"no coati of yours but coati-ext's own stand-in for {generation}, with its defects"
-    return words, generation, str(standin(generation))
+    words = "No coati of yours, but coati-ext's own stand-in for one, which has upstream's defects"
+    return words, options.generation, str(standin(options.generation))
 
 
 def view(found: Facts) -> None:
     """Print :func:`facts`."""
     write(
-        f"Trained on {found['coati']} ({found['generation']}): {found['family']}, "
-        f"{found['pairs']} pairs, {found['held_out']} held out.",
+        f"{found['coati']}, generation {found['generation']}: {found['family']} trained by coati's "
+        f"RewardModelTrainer on {found['pairs']} pairs, {found['held_out']} held out.",
         "",
     )
     rows = [
@@ -122,3 +121,9 @@ def view(found: Facts) -> None:
         "seconds",
     ]
     write(table(heads, rows))
+    off, on = found["runs"]
+    write(
+        "",
+        f"The same row padded in another way scores up to {off['padding_shift']:.2g} higher or lower "
+        f"with the flag off, {on['padding_shift']:.2g} with it on.",
+    )
