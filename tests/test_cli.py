@@ -71,7 +71,9 @@ def test_doctor(cli, upstream):
     assert {step["state"] for step in facts["plan"]["steps"]} <= {"pending", "already upstream"}
 
 
-def test_doctor_live_measures_every_defect_off_and_on(cli, upstream):
+def test_doctor_live_measures_every_defect_off_and_on(cli, upstream, capsys):
+    from coati_ext.cli import doctor
+
     status, text, error = cli("doctor", "--live", "--json")
     assert (status, error) == (0, "")
     live = {item["name"]: item for item in json.loads(text)["live"]}
@@ -79,8 +81,29 @@ def test_doctor_live_measures_every_defect_off_and_on(cli, upstream):
     assert live["padding, gpt2"]["before"] > 0.1
     assert live["padding, gpt2"]["after"] <= 1e-5
     assert live["LogExpLoss overflows"]["before"] == "inf"
-    view = cli("doctor", "--live")[1]
-    assert "padding, gpt2" in view
+    doctor.view(json.loads(text))
+    assert "padding, gpt2" in capsys.readouterr().out
+
+
+def test_demo_trains_with_the_flag_off_and_on(python, upstream):
+    sizes = ["--pairs", "32", "--held-out", "20", "--family", "llama"]
+    facts = json.loads(python.cli("demo", *sizes, "--json").stdout)
+    assert facts["generation"] == upstream.generation
+    off, on = facts["runs"]
+    assert off["padding_shift"] > 0.01
+    assert on["padding_shift"] <= 1e-5
+    assert on["accuracy_training_form"] == on["accuracy_rl_form"]
+    assert on["end_tokens_kept"] == 1
+
+
+def test_demo_without_coati_uses_a_stand_in_and_says_so(bare_python):
+    view = bare_python.cli("demo", "--pairs", "16", "--held-out", "8").stdout
+    assert "No coati of yours, but coati-ext's own stand-in for one" in view
+    assert "moves its score by up to" in view
+    done = bare_python.cli("demo", "--family", "gtp2", check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("coati-ext: coati_ext.cli.demo_script failed with COATI_EXT=0")
+    assert "unknown model family 'gtp2'" in done.stderr
 
 
 def test_plan_shows_order_choice_and_digest(cli):

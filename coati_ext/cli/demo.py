@@ -7,16 +7,13 @@ in the left-padded form that PPO uses.
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from argparse import ArgumentParser, Namespace
 from typing import Any, Dict, List, Tuple
 
+from coati_ext.cli.child import run_module
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import CoatiNotFoundError, ConfigError, ScriptError
+from coati_ext.errors import CoatiNotFoundError, ConfigError
 from coati_ext.install import version_of
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import find_coati
@@ -43,31 +40,24 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
 
     Raises:
         ConfigError: torch or transformers is missing.
+        ScriptError: the training failed.
     """
     for package in ("torch", "transformers"):
         if version_of(package) is None:
             raise ConfigError(f"the demo needs {package}: pip install 'coati-ext[demo]'")
     coati, generation, path = _coati(options)
-    paths = [path, *sys.path] if path else sys.path
+    arguments = [options.family, options.pairs, options.held_out, options.epochs, options.seed]
     results: List[Facts] = []
     for flag in ("0", "1"):
-        variables = {
-            **os.environ,
-            "COATI_EXT": flag,
-            "PYTHONPATH": os.pathsep.join(filter(None, paths)),
-            "TQDM_DISABLE": "1",
-        }
-        arguments = [options.family, options.pairs, options.held_out, options.epochs, options.seed]
-        command = [sys.executable, "-m", "coati_ext.cli.demo_script", *map(str, arguments)]
-        with (
-            tempfile.TemporaryDirectory()
-        ) as folder:  # upstream's trainers write logs where they are
-            done = subprocess.run(
-                command, env=variables, cwd=folder, capture_output=True, text=True, check=False
+        with tempfile.TemporaryDirectory() as folder:  # upstream's trainers write logs
+            run = run_module(
+                "coati_ext.cli.demo_script",
+                *map(str, arguments),
+                flag=flag,
+                paths=[path],
+                folder=folder,
             )
-        if done.returncode:
-            raise ScriptError(f"the demo's script failed with COATI_EXT={flag}:\n{done.stderr}")
-        results.append({"flag": flag, **json.loads(done.stdout.splitlines()[-1])})
+        results.append({"flag": flag, **run})
     return 0, {
         "coati": coati,
         "generation": generation,
@@ -124,6 +114,6 @@ def view(found: Facts) -> None:
     off, on = found["runs"]
     write(
         "",
-        f"The same row padded in another way scores up to {off['padding_shift']:.2g} higher or lower "
-        f"with the flag off, {on['padding_shift']:.2g} with it on.",
+        f"Padding one and the same row in another way moves its score by up to "
+        f"{off['padding_shift']:.2g} with the flag off and {on['padding_shift']:.2g} with it on.",
     )

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
 import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Tuple
 
 from coati_ext import __version__, install
+from coati_ext.cli.child import run_module
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import ScriptError
 from coati_ext.flag import OFF
 from coati_ext.report import REFUSED
 
@@ -73,22 +71,11 @@ def _verdict(found: Facts) -> Tuple[str, str]:
 
 def _measure() -> List[Facts]:
     """Each defect with the patches off and on, in two fresh processes."""
-    off = {item["name"]: item["value"] for item in _measurements("off")}
-    return [
-        {**item, "before": off[item["name"]], "after": item["value"]}
-        for item in _measurements("on")
-    ]
-
-
-def _measurements(flag: str) -> List[Facts]:
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    if flag == "off":
-        variables["COATI_EXT"] = "0"
-    command = [sys.executable, "-m", "coati_ext.measure", flag]
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ScriptError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return list(json.loads(done.stdout.splitlines()[-1]))
+    given = os.environ.get("COATI_EXT", "")
+    off = run_module("coati_ext.measure", "off", flag="0")
+    on = run_module("coati_ext.measure", "on", flag="" if given.lower() in OFF else given)
+    before = {item["name"]: item["value"] for item in off}
+    return [{**item, "before": before[item["name"]], "after": item["value"]} for item in on]
 
 
 def view(found: Facts) -> None:
