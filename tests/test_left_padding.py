@@ -76,6 +76,32 @@ def test_reward_datasets(on, name, side, pad, bos):
 
 
 @G12
+def test_slow_tokenizers_as_the_scripts_use_them(on, tmp_path):
+    from coati.dataset import RmStaticDataset
+    from transformers import GPT2Tokenizer
+
+    letters = ["<eos>", *"abcdefghijklmnopqrstuvwxyz"]
+    (tmp_path / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters)}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = GPT2Tokenizer(
+        str(tmp_path / "vocab.json"),
+        str(tmp_path / "merges.txt"),
+        unk_token="<eos>",
+        bos_token="<eos>",
+        eos_token="<eos>",
+        pad_token="<eos>",
+    )
+    if hasattr(tokenizer, "sanitize_special_tokens"):  # as from_pretrained does in old versions
+        tokenizer.sanitize_special_tokens()
+    pairs = [{"prompt": "abcdefg", "chosen": "hij", "rejected": "k"}]
+    ids, mask, other, other_mask = RmStaticDataset(pairs, tokenizer, 9)[0]
+    check_row(ids, mask, [3, 4, 5, 6, 7, 8, 9, 10, 0], 9, 0)
+    check_row(other, other_mask, [1, 2, 3, 4, 5, 6, 7, 11, 0], 9, 0)
+    _, _, other, other_mask = RmStaticDataset(pairs, tokenizer, 12)[0]
+    check_row(other, other_mask, [1, 2, 3, 4, 5, 6, 7, 11, 0], 12, 0)
+
+
+@G12
 def test_the_special_token_of_a_reward_dataset_survives(on):
     from coati.dataset import RmStaticDataset
 
