@@ -7,6 +7,7 @@ training run refuses to start.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -24,9 +25,11 @@ import pluggy
 
 from coati_ext import hookspecs
 from coati_ext.errors import PluginError, nearest
+from coati_ext.measure import Defect
 from coati_ext.patching.patch import Patch
 
 GROUP = "coati_ext"
+_texts: Dict[str, Tuple[Path, bytes]] = {}
 HOOKS = sorted(name for name, item in vars(hookspecs).items() if hasattr(item, "coati_ext_spec"))
 CHOICES = [name for name in HOOKS if getattr(hookspecs, name).coati_ext_spec["firstresult"]]
 
@@ -68,7 +71,7 @@ class Registry:
     plugins: List[Plugin] = field(default_factory=list)
     patches: Dict[str, Patch] = field(default_factory=dict)
     options: Dict[str, type] = field(default_factory=dict)
-    defects: List[Any] = field(default_factory=list)
+    defects: List[Defect] = field(default_factory=list)
 
     @property
     def broken(self) -> List[Plugin]:
@@ -149,12 +152,19 @@ def _importer(module: str) -> Callable[[], object]:
 
 def _file_importer(file: Path) -> Callable[[], object]:
     def load_file() -> ModuleType:
-        name = f"coati_ext_plugin_{file.stem}"
-        spec = importlib.util.spec_from_file_location(name, str(file))
-        if spec is None or spec.loader is None or not file.is_file():
+        if not file.is_file():
             raise FileNotFoundError(f"no plugin file {file}")
+        text = file.read_bytes()
+        name = f"coati_ext_plugin_{file.stem}"
+        loaded = sys.modules.get(name)
+        # Every plan loads its plugins; one that is in use must stay the module that it is.
+        if loaded is not None and _texts.get(name) == (file, text):
+            return loaded
+        spec = importlib.util.spec_from_file_location(name, str(file))
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        sys.modules[name], _texts[name] = module, (file, text)
         try:
             spec.loader.exec_module(module)
         except BaseException:
@@ -227,14 +237,23 @@ def _collect(plugin: Any, registry: Registry, trial: Registry) -> None:
     def register_options(section: str, options: type) -> None:
         if section in {**registry.options, **trial.options}:
             raise PluginError(f"a configuration section called {section} exists already")
+        if not (inspect.isclass(options) and dataclasses.is_dataclass(options)):
+            raise PluginError(f"register_options wants a dataclass for {section}, got {options!r}")
         trial.options[section] = options
 
-    if hasattr(plugin, "register_patches"):
-        plugin.register_patches(register=register_patch)
-    if hasattr(plugin, "register_options"):
-        plugin.register_options(register=register_options)
-    if hasattr(plugin, "register_defects"):
-        plugin.register_defects(register=trial.defects.append)
+    def register_defect(defect: object) -> None:
+        if not isinstance(defect, Defect):
+            raise PluginError(f"register_defects wants coati_ext.Defect values, got {defect!r}")
+        trial.defects.append(defect)
+
+    manager = registry.manager
+    others = [item for item in manager.get_plugins() if item is not plugin]
+    for hook, register in (
+        ("register_patches", register_patch),
+        ("register_options", register_options),
+        ("register_defects", register_defect),
+    ):
+        manager.subset_hook_caller(hook, others)(register=register)
 
 
 def _definition(function: Callable[..., Any]) -> str:
@@ -245,14 +264,10 @@ def _definition(function: Callable[..., Any]) -> str:
 def _place(problem: BaseException, plugin: object) -> str:
     if isinstance(problem, SyntaxError) and problem.filename:
         return f"{problem.filename}, line {problem.lineno}"
-    frames = traceback.extract_tb(problem.__traceback__)
-    outside = [
-        frame
-        for frame in frames
-        if "importlib" not in frame.filename and not frame.filename.endswith("plugins.py")
-    ]
-    if outside:
-        return f"{outside[-1].filename}, line {outside[-1].lineno}"
+    ours = (__file__, importlib.__file__)
+    for frame in reversed(traceback.extract_tb(problem.__traceback__)):
+        if frame.filename not in ours and not frame.filename.startswith("<frozen"):
+            return f"{frame.filename}, line {frame.lineno}"
     return _source_file(plugin) or "not loaded"
 
 

@@ -136,8 +136,18 @@ def test_the_picked_implementation_takes_its_subset_of_the_arguments():
             "    register('eos')\n",
             ["register_patches wants coati_ext.Patch values, got 'eos'", "line 4"],
         ),
+        (
+            "from coati_ext import hookimpl\n@hookimpl\ndef register_options(register):\n"
+            "    register('mine', dict)\n",
+            ["register_options wants a dataclass for mine, got <class 'dict'>", "line 4"],
+        ),
+        (
+            "from coati_ext import hookimpl\n@hookimpl\ndef register_defects(register):\n"
+            "    register(1.0)\n",
+            ["register_defects wants coati_ext.Defect values, got 1.0", "line 4"],
+        ),
     ],
-    ids=["import", "syntax", "unknown hook", "unknown argument", "wrapper", "no patch"],
+    ids=["import", "syntax", "hook", "argument", "wrapper", "patch", "options", "defect"],
 )
 def test_a_broken_plugin_is_named_with_file_and_line_and_stops_training(text, told):
     plan = plan_with(write("mine.py", text))
@@ -146,6 +156,16 @@ def test_a_broken_plugin_is_named_with_file_and_line_and_stops_training(text, to
         assert part in error
     with pytest.raises(PluginError, match="will not train with broken plugins"):
         plan.check()
+
+
+def test_a_file_in_use_stays_the_module_that_it_is():
+    file = write("my_plugins.py", POOL)
+    plan_with(file)
+    module = sys.modules["coati_ext_plugin_my_plugins"]
+    plan_with(file)
+    assert sys.modules["coati_ext_plugin_my_plugins"] is module
+    write("my_plugins.py", POOL + "\nraise RuntimeError('edited')\n")
+    assert "my_plugins.py, line 8" in broken(plan_with(file))["my_plugins"]
 
 
 def test_a_missing_file_and_a_name_taken_twice():
