@@ -1,8 +1,8 @@
 """What the start-up file runs in every armed process: a watch for the first import of coati.
 
 Beside modules that the interpreter holds already, this imports two lines of ours. Everything else,
-plugins included, loads at the first ``import coati``: a failure there stops that import, whereas
-``site`` would print and swallow a failure at start-up, and training would go on unpatched.
+plugins included, loads when coati is imported: a failure there stops that import, whereas ``site``
+would print and swallow a failure at start-up, and training would go on unpatched.
 """
 
 from __future__ import annotations
@@ -12,25 +12,60 @@ import sys
 
 from coati_ext.flag import OFF
 
+TYPE_CHECKING = False  # typing is no module that the interpreter holds already
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any, Optional
+
 
 class _Watch:
-    """A ``sys.meta_path`` finder that finds nothing: it arms the patches before coati is found."""
+    """A ``sys.meta_path`` finder that lets the others find coati and arms it when it is run.
+
+    Merely looking for coati, as ``find_spec`` or our own planning does, arms nothing.
+    """
 
     def __init__(self) -> None:
         self.busy = False
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        # Planning looks coati up itself, which asks this finder again.
-        if name == "coati" and not self.busy:
-            self.busy = True
-            try:
-                from coati_ext.switch import arm
+    def find_spec(
+        self, name: str, path: object = None, target: object = None
+    ) -> Optional[ModuleSpec]:
+        if name != "coati" or self.busy:
+            return None
+        from importlib.util import find_spec
 
-                arm()
-            finally:
-                self.busy = False
-            # Reached only when armed: after a refusal, a second `import coati` is refused too.
-            sys.meta_path.remove(self)
+        self.busy = True
+        try:
+            spec = find_spec(name)
+        finally:
+            self.busy = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _ArmingLoader(spec.loader, self)  # type: ignore[assignment]
+        return spec
+
+
+class _ArmingLoader:
+    """A loader of coati that puts the patches in force before the package's own first line."""
+
+    def __init__(self, loader: Any, watch: _Watch) -> None:
+        self.loader = loader
+        self.watch = watch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Arm, or fail the import; a second try after a failure is watched again."""
+        module.__loader__ = self.loader
+        if module.__spec__ is not None:
+            module.__spec__.loader = self.loader
+        from coati_ext.switch import arm
+
+        arm()
+        if self.watch in sys.meta_path:
+            sys.meta_path.remove(self.watch)
+        self.loader.exec_module(module)
 
 
 def activate() -> None:

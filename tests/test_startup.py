@@ -159,6 +159,31 @@ class TestInstalled:
         line = "RefusedError set COATI_EXT=0 to run without patches"
         assert done.stdout.strip().splitlines() == [line, line]
 
+    def test_looking_for_coati_arms_nothing(self, installed):
+        script = textwrap.dedent(
+            """
+            import sys
+            from importlib.util import find_spec
+            spec = find_spec("coati")
+            assert spec.loader.is_package("coati") and spec.submodule_search_locations
+            assert "coati_ext.switch" not in sys.modules and "coati" not in sys.modules
+            import coati
+            assert type(coati.__loader__).__name__ == "SourceFileLoader"
+            assert coati.__spec__.loader is coati.__loader__
+            assert "coati_ext.switch" in sys.modules
+            """
+        )
+        installed("-c", script, COATI_EXT="1")
+
+    def test_the_read_commands_work_under_the_flag(self, installed):
+        done = installed("-m", "coati_ext", "doctor", COATI_EXT="1")
+        assert "everything fits and the flag is on" in done.stdout
+        script = "import sys; from coati_ext.cli import main; main(['plan'])"
+        script += "; print('torch' in sys.modules)"
+        done = installed("-c", script, COATI_EXT="eos_pooling")
+        assert "left_padding" not in done.stdout
+        assert done.stdout.splitlines()[-1] == "False"
+
     def test_run_arms_the_command_and_checks_first(self, installed, environment):
         command = str(Path(environment).parent / "coati-ext")
 
