@@ -98,7 +98,7 @@ def plan_view(facts: Facts) -> None:
             item["patch"],
             "fits" if item["state"] == "pending" else item["state"],
             item["mode"],
-            item["target"],
+            item["target"].split(":")[1],  # the module would not fit beside it
             "see below" if item["state"] == REFUSED else item["reason"],
         ]
         for item in facts["steps"]
