@@ -132,8 +132,10 @@ def test_plan_of_an_unfit_coati_has_status_1(cli, upstream, tmp_path, monkeypatc
 
 def test_diff_shows_both_functions(cli, upstream):
     view = cli("diff", "eos_pooling")[1]
-    assert "-    values = self.value_head(" in view or "-" in view
+    assert "--- coati.models" in view
+    assert "-def forward(" in view
     assert "+    return _score(self" in view
+    assert "+    mask = tensors.token_mask(input_ids, attention_mask)" in view  # of what it calls
     wrapped = json.loads(cli("diff", "left_padding", "--json")[1])["diffs"]
     assert all("(calls the original)" in item["diff"] for item in wrapped)
 

@@ -12,7 +12,7 @@ from coati_ext import hookspecs
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import UnknownNameError, nearest
 from coati_ext.patching.patch import Patch, Site
-from coati_ext.patching.source import dotted_file, function_in
+from coati_ext.patching.source import dotted_file, with_helpers
 from coati_ext.patching.steps import refusal
 from coati_ext.plan import Plan, make_plan
 from coati_ext.plugins import CHOICES, HOOKS
@@ -259,10 +259,10 @@ def diff_facts(options: Namespace) -> Tuple[int, Facts]:
 def _diff(site: Site, upstream: str) -> str:
     module, name = site.new.split(":")
     file = dotted_file(module)
-    new = function_in(file, name) if file is not None else None
+    new = [item.text for item in with_helpers(file, name)] if file is not None else []
     lines = difflib.unified_diff(
         inspect.cleandoc("\n" + upstream).splitlines(),
-        new.text.splitlines() if new else [],
+        "\n\n".join(new).splitlines(),
         site.target,
         site.new + (" (calls the original)" if site.mode == "wrap" else ""),
         lineterm="",

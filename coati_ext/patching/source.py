@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from coati_ext.errors import CoatiNotFoundError
 from coati_ext.patching.fingerprint import FunctionNode, fingerprint, statements
@@ -138,6 +138,20 @@ def dotted_file(module: str) -> Optional[Path]:
 def function_in(file: Path, qualname: str) -> Optional[Function]:
     """The source of a function in a file, or ``None``."""
     return _find(file, qualname)
+
+
+def with_helpers(file: Path, name: str) -> List[Function]:
+    """A function of a file and those of the same file that it calls, directly or not."""
+    found: Dict[str, Function] = {}
+    waiting = [name]
+    while waiting:
+        name = waiting.pop(0)
+        function = _find(file, name)
+        if function is not None and name not in found:
+            found[name] = function
+            calls = [node.func for node in ast.walk(function.node) if isinstance(node, ast.Call)]
+            waiting += [call.id for call in calls if isinstance(call, ast.Name)]
+    return list(found.values())
 
 
 def _package_root(name: str) -> Optional[Path]:
