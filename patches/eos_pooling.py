@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from coati_ext import Defect, Patch, Site, active, hookimpl, option, tensors
+from coati_ext import Defect, Patch, Site, choice, hookimpl, option, tensors
 from coati_ext.modules import accepts, head_dtype
 
 if TYPE_CHECKING:
@@ -60,9 +60,10 @@ def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Te
         inputs["position_ids"] = tensors.position_ids(mask)
     hidden = self.model(input_ids, **inputs)["last_hidden_state"]
     positions = input_ids.new_full((input_ids.size(0),), input_ids.size(1) - 1)
-    pooled = active.choice("pool_reward")(hidden, mask, positions, self)
+    pooled = choice("pool_reward")(hidden, mask, positions, self)
     # A bf16 backbone may carry an fp32 head.
-    return self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype))).squeeze(-1)  # type: ignore[no-any-return]
+    values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))
+    return values.squeeze(-1)
 
 
 @hookimpl(specname="pool_reward")
