@@ -1,8 +1,8 @@
 """``coati-ext demo``: one ordinary training script, run with the flag off and on.
 
 It trains a tiny reward model through the installed coati (or, where there is none, a stand-in of
-the generation asked for, and says so) and scores held-out pairs in the form that training used and
-in the left-padded form that PPO uses.
+the generation asked for, and says so) and scores held-out pairs in the right-padded form that
+training used with the flag off and in the left-padded form that generation needs.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def view(found: Facts) -> None:
         [
             "COATI_EXT=" + run["flag"],
             f"{run['accuracy_training_form']:.3f}",
-            f"{run['accuracy_rl_form']:.3f}",
+            f"{run['accuracy_left_padded']:.3f}",
             f"{run['padding_shift']:.2g}",
             f"{run['reward_spread']:.2g}",
             f"{run['end_tokens_kept']:.0%}",
@@ -104,7 +104,7 @@ def view(found: Facts) -> None:
     heads = [
         "",
         "pair accuracy, training form",
-        "in PPO's form",
+        "left-padded",
         "reward moved by padding",
         "(sd of rewards)",
         "rows ending in EOS",

@@ -43,7 +43,9 @@ def main(family: str, pairs: int, held_out: int, epochs: int, seed: int) -> None
         json.dumps(
             {
                 "accuracy_training_form": pair_accuracy(model, test, tokenizer=tokenizer),
-                "accuracy_rl_form": pair_accuracy(model, test, tokenizer=tokenizer, side="left"),
+                "accuracy_left_padded": pair_accuracy(
+                    model, test, tokenizer=tokenizer, side="left"
+                ),
                 "padding_shift": max(float((item - alone).abs().max()) for item in padded),
                 "reward_spread": float(alone.std()),
                 "end_tokens_kept": sum(int(ids[mask][-1]) == 2 for ids, mask in cut) / len(cut),
