@@ -92,7 +92,7 @@ def test_demo_trains_with_the_flag_off_and_on(python, upstream):
     off, on = facts["runs"]
     assert off["padding_shift"] > 0.01
     assert on["padding_shift"] <= 1e-5
-    assert on["accuracy_training_form"] == on["accuracy_left_padded"]
+    assert on["accuracy_right_padded"] == on["accuracy_left_padded"]
     assert on["end_tokens_kept"] == 1
 
 

@@ -127,7 +127,7 @@ def test_upstreams_trainer_learns_the_planted_preference(upstream):
         )
         after = pair_accuracy(model, pairs[:100], tokenizer=tokenizer, max_length=192)
         right = pair_accuracy(model, pairs[:100], tokenizer=tokenizer, max_length=192, side="left")
-    assert after == right  # the form of training and that of PPO are one
+    assert after == right  # right-padded and left-padded rows are one and the same
     assert after > max(before, 0.6)
 
 

@@ -92,7 +92,7 @@ def view(found: Facts) -> None:
     rows = [
         [
             "COATI_EXT=" + run["flag"],
-            f"{run['accuracy_training_form']:.3f}",
+            f"{run['accuracy_right_padded']:.3f}",
             f"{run['accuracy_left_padded']:.3f}",
             f"{run['padding_shift']:.2g}",
             f"{run['reward_spread']:.2g}",
@@ -103,7 +103,7 @@ def view(found: Facts) -> None:
     ]
     heads = [
         "",
-        "pair accuracy, training form",
+        "pair accuracy, right-padded",
         "left-padded",
         "reward moved by padding",
         "(sd of rewards)",

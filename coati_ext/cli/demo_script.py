@@ -42,7 +42,7 @@ def main(family: str, pairs: int, held_out: int, epochs: int, seed: int) -> None
     print(
         json.dumps(
             {
-                "accuracy_training_form": pair_accuracy(model, test, tokenizer=tokenizer),
+                "accuracy_right_padded": pair_accuracy(model, test, tokenizer=tokenizer),
                 "accuracy_left_padded": pair_accuracy(
                     model, test, tokenizer=tokenizer, side="left"
                 ),
