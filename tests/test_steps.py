@@ -130,23 +130,20 @@ def test_a_patch_that_is_off_is_not_planned(edited):
 @pytest.mark.parametrize(
     ("files", "told"),
     [
-        ({"coati/__init__.py": ""}, "is no known generation of ColossalAI Chat"),
-        ({"coati.py": ""}, "is a single file, not ColossalAI Chat"),
+        (["coati/__init__.py"], "is no known generation of ColossalAI Chat"),
+        (["coati.py"], "is a single file, not ColossalAI Chat"),
         (
-            {"chatgpt/__init__.py": "", "chatgpt/models/base/reward_model.py": ""},
+            ["chatgpt/__init__.py", "chatgpt/models/base/reward_model.py"],
             "its predecessor chatgpt is, at",
         ),
-        ({}, "coati is not importable by"),
+        ([], "coati is not importable by"),
     ],
     ids=["another package", "a module", "chatgpt", "none"],
 )
 def test_what_is_not_coati_is_told_apart(tmp_path, monkeypatch, files, told):
-    for name, text in files.items():
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-    if files:
-        (file.parent / "__init__.py").touch() if "chatgpt" in str(file) else None
+    for name in files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(CoatiNotFoundError, match=told):
         find_coati()
@@ -183,19 +180,23 @@ def test_an_order_that_cannot_be_is_refused():
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("wrong", "told"),
     [
-        {"target": "coati.models"},
-        {"new": "ours"},
-        {"mode": "swap"},
-        {"generations": ("G5",)},
-        {"generations": ()},
+        ({"target": "coati.models"}, "'coati.models' is not of the form"),
+        ({"new": "ours"}, "'ours' is not of the form"),
+        ({"mode": "swap"}, "mode 'swap' of coati.m:f"),
+        ({"generations": ("G5",)}, "G5"),
+        ({"generations": ()}, "expected some of"),
     ],
 )
-def test_a_wrong_site_cannot_be_declared(wrong):
+def test_a_wrong_site_cannot_be_declared(wrong, told):
     right = {"target": "coati.m:f", "new": "ours:f", "generations": ("G1",)}
-    with pytest.raises(
-        ValueError,
-        match=str(next(iter(wrong.values()))) if wrong != {"generations": ()} else "expected some",
-    ):
+    with pytest.raises(ValueError, match=told):
         Site(**{**right, **wrong})
+
+
+def test_a_wrong_patch_cannot_be_declared():
+    with pytest.raises(ValueError, match="not an identifier"):
+        patch("two words")
+    with pytest.raises(ValueError, match="patch empty has no sites"):
+        Patch("empty", "", ())
