@@ -1,7 +1,4 @@
-"""Everything that a change must pass: `nox` runs it all, `nox -s lint` one part of it.
-
-`nox -s current -- --coati PATH` runs the behaviour tests on a real coati in place of the stand-ins.
-"""
+"""Everything that a change must pass: `nox` runs it all, `nox -s lint` one part of it."""
 
 import nox
 
@@ -13,14 +10,14 @@ nox.options.error_on_missing_interpreters = False
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    session.install("ruff>=0.5")
+    session.install("ruff==0.17.6")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
 
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    session.install("mypy>=1.8", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging")
+    session.install("mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging")
     session.run("mypy")
 
 
