@@ -22,7 +22,7 @@ from coati_ext.errors import AlreadyEnabledError, CoatiExtError, RefusedError
 from coati_ext.patching.apply import Write, apply_steps, undo
 from coati_ext.patching.steps import Step
 from coati_ext.plan import Plan, make_plan
-from coati_ext.report import APPLIED, OFF, PENDING, Report, Row
+from coati_ext.report import APPLIED, OFF, PENDING, REFUSED, Report, Row
 
 WAY_OUT = "set COATI_EXT=0 to run without patches"
 
@@ -152,7 +152,7 @@ def disable() -> None:
 
 
 def status() -> Report:
-    """What is in force now, or, while nothing is, what ``enable()`` would find (as ``off``)."""
+    """What is in force now; before that, every patch is ``off``, or ``refused`` if it would be."""
     with _lock:
         return _session.report() if _session is not None else _off(make_plan(), "not enabled")
 
@@ -206,7 +206,7 @@ def _require_torch() -> None:
 def _off(plan: Plan, reason: str) -> Report:
     report = plan.report()
     rows = tuple(
-        Row(row.name, OFF, row.target, row.reason if row.state == OFF else reason)
+        row if row.state in (OFF, REFUSED) else Row(row.name, OFF, row.target, reason)
         for row in report.patches
     )
     return Report(report.generation, rows, report.digest)

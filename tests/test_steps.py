@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import coati_ext
 from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError
 from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.source import Coati, find_coati, function_in, generation_of
@@ -75,6 +76,9 @@ def test_an_edited_function_is_refused_naming_file_line_and_difference(edited):
     assert "COATI_EXT_SET=eos_pooling.enabled=false" in told
     with pytest.raises(RefusedError):
         make_plan().check()
+    states = {row.target: row.state for row in coati_ext.status().patches}
+    assert states.pop(step.site.target) == "refused"
+    assert set(states.values()) == {"off"}
 
 
 def edit_body(edited, statement="print('mine')"):
