@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
 
+import hypothesis
 import pytest
 
 import coati_ext
@@ -18,6 +19,12 @@ from coati_ext.patching.source import generation_of
 from coati_ext.testing import standin
 
 ROOT = Path(__file__).resolve().parent.parent
+
+# A busy machine is no failure; and the fixtures that examples share are made to be shared.
+hypothesis.settings.register_profile(
+    "shared", deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
+)
+hypothesis.settings.load_profile("shared")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_frame import HostReads
 
@@ -68,7 +68,7 @@ def test_unpatched_upstream_moves_the_reward(upstream):
         assert_padding_invariant(tiny_reward_model("gpt2"), rows=rows()[1:], atol=ATOL)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25)
 @given(st.data())
 def test_any_mask_scores_as_the_compacted_row(on, data):
     model = tiny_reward_model("llama", layers=1, hidden_size=16)

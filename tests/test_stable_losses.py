@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coati_ext
@@ -48,7 +48,7 @@ def test_finite_with_finite_gradients_at_any_margin(on, name, margin, dtype):
     assert chosen.grad[1].item() == pytest.approx(-0.25, rel=1e-2)  # half of -sigmoid(0)
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.floats(-15, 15), st.floats(-15, 15)), min_size=1, max_size=6))
 def test_equal_to_upstreams_where_upstreams_are_finite(upstream, pairs):
     chosen, rejected = torch.tensor(pairs, dtype=torch.float64).unbind(1)
