@@ -17,6 +17,7 @@ import coati_ext
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import generation_of
 from coati_ext.testing import standin
+from coati_ext.testing.pytest_option import pytest_addoption as pytest_addoption
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -27,13 +28,10 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("shared")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--coati",
-        metavar="PATH",
-        default=os.environ.get("COATI_SOURCE"),
-        help="run the behaviour tests on the real coati in this folder, not on the stand-ins",
-    )
+def pytest_configure(config: pytest.Config) -> None:
+    # Not in pyproject.toml, which pytest may not find beside `--coati PATH`.
+    config.addinivalue_line("markers", "slow: builds wheels, starts launchers or trains a model")
+    config.addinivalue_line("markers", "generations(*names): only these have what is tested")
 
 
 def pytest_report_header(config: pytest.Config) -> str:

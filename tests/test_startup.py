@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coati_ext.testing import standin
 from conftest import ROOT, Python, folders_under_test
 
 ARMED = textwrap.dedent(
@@ -227,6 +228,19 @@ class TestInstalled:
             check=True,
         )
         assert "eos_pooling.py" in done.stdout
+
+    def test_pytest_takes_a_coati_without_naming_the_tests(self, installed):
+        arguments = ["-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q"]
+        done = subprocess.run(
+            [installed.executable, *arguments, "--coati", str(standin("G2"))],
+            env={**installed.environment(), "PYTHONPATH": ""},
+            cwd=str(ROOT),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "tests/test_steps.py::test_everything_fits_or_is_right_already[G2]" in done.stdout
+        assert "[G1]" not in done.stdout
 
     def test_uninstalling_leaves_nothing(self, wheel, tmp_path):
         folder = tmp_path / "venv"
