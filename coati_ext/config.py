@@ -112,6 +112,9 @@ def collect(config: ConfigArgument = None) -> Layers:
     entries: List[Entry] = []
     if isinstance(config, (str, os.PathLike)):
         argument = _from_file(Path(config), named_by="enable()")
+    elif config is not None and not isinstance(config, Mapping):
+        kind = type(config).__name__
+        raise ConfigError(f"enable() wants None, a path or a mapping of settings, got a {kind}")
     else:
         argument = _from_mapping(config or {}, "enable()")
         entries += _from_file(Path("pyproject.toml"))
@@ -185,10 +188,12 @@ class _Draft:
         if not entry.section:
             return self._set_top(entry)
         if entry.section == "use":
-            return self._set_use(entry)
+            return self._set_use(entry) if entry.key else ""
         if entry.section not in self.known:
             match = nearest(entry.section, [*self.known, "use"])
             return f"{entry.section}: no such patch or section{match}"
+        if not entry.key:  # a section with nothing in it
+            return ""
         if entry.key == "enabled" and entry.section in self.enabled:
             value, wanted = _convert(entry.value, bool)
             if wanted:
@@ -317,9 +322,11 @@ def _from_mapping(
 ) -> List[Entry]:
     entries = []
     for key, value in content.items():
-        inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        for name, item in inner:
-            section, leaf = (key, name) if name else ("", key)
+        if isinstance(value, Mapping):
+            inner = [(key, name, item) for name, item in (value or {"": None}).items()]
+        else:
+            inner = [("", key, value)]
+        for section, leaf, item in inner:
             line = _line(text, prefix, section, leaf)
             place = f"{origin} line {line}" if line else origin
             entries.append(Entry(section, leaf, item, place, folder))
@@ -345,20 +352,26 @@ def _from_file(file: Path, named_by: str = "") -> List[Entry]:
     prefix = ""
     if file.name == "pyproject.toml":
         content, prefix = content.get("tool", {}).get("coati-ext", {}), "tool.coati-ext"
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{file}: {prefix} = {content!r}: wants a table of settings")
     origin = f"enable() {file}" if named_by == "enable()" else str(file)
     return _from_mapping(content, origin, text, file.resolve().parent, prefix)
 
 
-def _line(text: str, prefix: str, section: str, key: str) -> int:
-    """The line of a key in a TOML text, or 0; a scan is enough to point a reader at it."""
-    header = ".".join(part for part in (prefix, section) if part)
+def _line(text: str, *names: str) -> int:
+    """The line of a key or header in a TOML text, or 0: enough to point a reader at it."""
+    wanted = ".".join(filter(None, names))
     current = ""
     for number, line in enumerate(text.splitlines(), 1):
         opened = re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line)
-        if opened:
-            current = opened.group(1).replace('"', "").replace(" ", "")
         written = re.match(r"\s*[\"']?([\w.-]+?)[\"']?\s*=", line)
-        if written and f"{current}.{written.group(1)}" == f"{header}.{key}":
+        if opened:
+            place = current = opened.group(1).replace('"', "").replace(" ", "")
+        elif written:
+            place = ".".join(filter(None, (current, written.group(1))))
+        else:
+            continue
+        if place == wanted:
             return number
     return 0
 

@@ -180,6 +180,26 @@ def test_all_problems_are_told_at_once_with_their_lines():
     assert "Known patches and sections: eos_pooling, reward_scaling" in told
 
 
+def test_an_empty_section_is_known_or_told():
+    Path("coati-ext.toml").write_text("[eos_pooling]\n[use]\n")
+    assert settings().use == {}
+    Path("coati-ext.toml").write_text("\n[eos_poling]\n")
+    assert "eos_poling: no such patch or section" in problems()
+    assert "coati-ext.toml line 2" in problems()
+
+
+def test_dotted_keys_have_lines_too():
+    Path("coati-ext.toml").write_text("policy = 'strict'\neos_pooling.lam = 9\n")
+    assert "eos_pooling.lam = 9" in problems()
+    assert "coati-ext.toml line 2" in problems()
+
+
+def test_what_is_no_mapping_of_settings_is_told():
+    assert "enable() wants None, a path or a mapping of settings, got a list" in problems(["eos"])
+    Path("pyproject.toml").write_text("[tool]\ncoati-ext = 3\n")
+    assert "pyproject.toml: tool.coati-ext = 3: wants a table of settings" in problems()
+
+
 def test_a_malformed_setting_and_an_unknown_patch_in_the_environment(monkeypatch):
     monkeypatch.setenv("COATI_EXT_SET", "lam")
     monkeypatch.setenv("COATI_EXT", "eos_polling")
