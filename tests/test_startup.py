@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
@@ -139,7 +140,10 @@ class TestInstalled:
         (tmp_path / "script.py").write_text(
             "import os\n" + ARMED.replace("print(", "print(os.environ['RANK'], ")
         )
-        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611"]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
         done = installed(*command, "script.py", COATI_EXT="1")
         assert sorted(done.stdout.split("\n"))[-2:] == [f"0 {OURS}", f"1 {OURS}"]
         assert done.stderr.count("coati-ext: eos_pooling") == 1  # the first rank alone says so

@@ -219,7 +219,7 @@ def _sequence_classifier(model: Any) -> Callable[[torch.Tensor], float]:
     classifier.base_model.load_state_dict(backbone.state_dict(), strict=False)
     classifier.score.load_state_dict({"weight": head.weight.detach()}, strict=True)
     classifier.to(head.weight.device, head.weight.dtype).eval()
-    bias = 0.0 if head.bias is None else float(head.bias)
+    bias = 0.0 if head.bias is None else float(head.bias.item())
 
     def logit(ids: torch.Tensor) -> float:
         return float(classifier(ids, attention_mask=torch.ones_like(ids)).logits[0, 0]) + bias
