@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from coati_ext.flag import OFF
+from coati_ext.flag import says_off
 
 TYPE_CHECKING = False  # typing is no module that the interpreter holds already
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class _ArmingLoader:
 
 def activate() -> None:
     """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once."""
-    if os.environ.get("COATI_EXT", "").strip().lower() in OFF:
+    if says_off(os.environ.get("COATI_EXT", "")):
         return
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())

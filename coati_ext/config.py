@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from coati_ext.errors import ConfigError, nearest
-from coati_ext.flag import OFF, ON
+from coati_ext.flag import OFF, ON, says_off
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.steps import POLICIES
 
@@ -119,11 +119,11 @@ def collect(config: ConfigArgument = None) -> Layers:
         argument = _from_mapping(config or {}, "enable()")
         entries += _from_file(Path("pyproject.toml"))
         entries += _from_file(Path(chosen or FILE), named_by="COATI_EXT_CONFIG" if chosen else "")
-    if flag.lower() not in (*OFF, *ON):
+    if not says_off(flag) and flag.lower() not in ON:
         names = [item.strip() for item in flag.split(",") if item.strip()]
         entries.append(Entry(_FLAG, "only", names, "environment COATI_EXT"))
     entries += _from_text(os.environ.get("COATI_EXT_SET", ""), problems)
-    killed = bool(flag) and flag.lower() in OFF
+    killed = bool(flag) and says_off(flag)
     return Layers((*entries, *argument), killed, tuple(problems))
 
 

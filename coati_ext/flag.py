@@ -1,4 +1,11 @@
 """The words of ``COATI_EXT`` that mean off and on; anything else is a list of patches."""
 
+from __future__ import annotations
+
 OFF = ("", "0", "off", "false", "no")
 ON = ("1", "on", "true", "yes")
+
+
+def says_off(flag: str) -> bool:
+    """Whether a value of ``COATI_EXT`` switches nothing on."""
+    return flag.strip().lower() in OFF

@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from coati_ext import __version__
@@ -35,7 +36,7 @@ class Plan:
     missing: Optional[CoatiNotFoundError] = None
     """Why there is no coati, when there is none."""
 
-    @property
+    @cached_property  # the plugins' texts are those of the time of planning
     def digest(self) -> str:
         """Identifies everything that decides the numbers: equal plans have equal digests."""
         content = {

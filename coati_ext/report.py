@@ -39,6 +39,13 @@ class Report:
     notes: Tuple[str, ...] = ()
     """What else the user should know, such as names that were rebound after a late ``enable``."""
 
+    @property
+    def headline(self) -> str:
+        """One line for a log: the patches that are on, the generation and the digest."""
+        names = sorted({row.name for row in self.patches if row.state != OFF})
+        patches = ", ".join(names) or "no patches"
+        return f"coati-ext: {patches} on coati generation {self.generation}, digest {self.digest}"
+
     def as_dict(self) -> Dict[str, object]:
         """The report as dictionaries, lists and strings."""
         return {

@@ -181,18 +181,8 @@ def arm() -> None:
         report = enable()
     except CoatiExtError as error:
         raise RefusedError(f"{error}\n{WAY_OUT}") from error
-    _announce(report)
-
-
-def _announce(report: Report) -> None:
-    """One line on the first rank, so that a log says what the run was trained with."""
-    if os.environ.get("RANK", "0") == "0":
-        names = sorted({row.name for row in report.patches if row.state != OFF})
-        print(
-            f"coati-ext: {', '.join(names) or 'no patches'} on coati generation "
-            f"{report.generation}, digest {report.digest}",
-            file=sys.stderr,
-        )
+    if os.environ.get("RANK", "0") == "0":  # once in a log, whatever the number of ranks
+        print(report.headline, file=sys.stderr)
 
 
 def _require_torch() -> None:
@@ -230,6 +220,7 @@ def _facts(plan: Plan) -> Dict[str, str]:
         facts.update({f"{section}.{key}": str(item.value) for key, item in values.items()})
     facts.update({f"use.{hook}": item.name for hook, item in plan.choices.items()})
     facts.update({step.site.target: step.fingerprint for step in plan.steps})
+    facts["digest"] = plan.digest
     facts["policy"] = plan.settings.policy.value
     facts["generation"] = str(plan.coati and plan.coati.generation)
     return facts

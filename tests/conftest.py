@@ -56,7 +56,6 @@ class Upstream:
 
     folder: Path
     generation: str
-    real: bool
 
     @property
     def package(self) -> Path:
@@ -66,10 +65,10 @@ class Upstream:
 def folders_under_test(config: pytest.Config) -> List[Upstream]:
     path = config.getoption("--coati")
     if not path:
-        return [Upstream(standin(name), name, False) for name in GENERATIONS]
+        return [Upstream(standin(name), name) for name in GENERATIONS]
     folder = Path(path).resolve()
     folder = folder.parent if folder.name == "coati" else folder
-    return [Upstream(folder, generation_of(folder / "coati"), True)]
+    return [Upstream(folder, generation_of(folder / "coati"))]
 
 
 def forget_coati() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import coati_ext
-from coati_ext.errors import ConfigError, PluginError, RefusedError
+from coati_ext.errors import AlreadyEnabledError, ConfigError, PluginError, RefusedError
 from coati_ext.measure import measure
 from coati_ext.patching.source import find_coati
 from coati_ext.plan import make_plan
@@ -166,6 +166,15 @@ def test_a_file_in_use_stays_the_module_that_it_is():
     assert sys.modules["coati_ext_plugin_my_plugins"] is module
     write("my_plugins.py", POOL + "\nraise RuntimeError('edited')\n")
     assert "my_plugins.py, line 8" in broken(plan_with(file))["my_plugins"]
+
+
+def test_a_plugin_edited_after_enable_is_another_plan(upstream):
+    file = write("first_token.py", POOL)
+    with coati_ext.applied({"plugins": [file]}) as report:
+        write("first_token.py", POOL.replace("0]", "1]"))
+        assert coati_ext.status().digest == report.digest
+        with pytest.raises(AlreadyEnabledError, match=f"digest: {report.digest} in force"):
+            coati_ext.enable({"plugins": [file]})
 
 
 def test_a_missing_file_and_a_name_taken_twice():

@@ -11,7 +11,7 @@ from coati_ext import __version__, install
 from coati_ext.cli.child import run_module
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
-from coati_ext.flag import OFF
+from coati_ext.flag import says_off
 from coati_ext.report import REFUSED
 
 Facts = Dict[str, Any]
@@ -28,7 +28,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         "startup_file": str(file) if file else None,
         "startup_line": file.read_text().strip() if file else None,
         "flag": os.environ.get("COATI_EXT"),
-        "armed": os.environ.get("COATI_EXT", "").lower() not in OFF and file is not None,
+        "armed": not says_off(os.environ.get("COATI_EXT", "")) and file is not None,
         "python": sys.executable,
         "versions": {
             name: install.version_of(name) for name in ("torch", "transformers", "colossalai")
@@ -73,7 +73,7 @@ def _measure() -> List[Facts]:
     """Each defect with the patches off and on, in two fresh processes."""
     given = os.environ.get("COATI_EXT", "")
     off = run_module("coati_ext.measure", "off", flag="0")
-    on = run_module("coati_ext.measure", "on", flag="" if given.lower() in OFF else given)
+    on = run_module("coati_ext.measure", "on", flag="" if says_off(given) else given)
     before = {item["name"]: item["value"] for item in off}
     return [{**item, "before": before[item["name"]], "after": item["value"]} for item in on]
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Dict, NoReturn, Tuple
 
 from coati_ext.errors import ConfigError, RefusedError
-from coati_ext.flag import OFF
+from coati_ext.flag import says_off
 from coati_ext.install import startup_file
 from coati_ext.plan import make_plan
-from coati_ext.report import PENDING
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -54,12 +53,7 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
             "command's processes would not be patched: install coati-ext with pip (not --target) "
             "into this environment, or call coati_ext.enable() in the script"
         )
-    names = sorted({step.patch for step in plan.steps if step.state == PENDING})
-    generation = plan.coati.generation if plan.coati else None
-    print(
-        f"coati-ext: {', '.join(names)} on coati generation {generation}, digest {plan.digest}",
-        file=sys.stderr,
-    )
+    print(plan.report().headline, file=sys.stderr)
     _become(command)
 
 
@@ -83,7 +77,7 @@ def environment(options: Namespace) -> Dict[str, str]:
 def _flag() -> str:
     """The caller's own ``COATI_EXT`` stands, except that off is overruled by asking to run."""
     given = os.environ.get("COATI_EXT", "")
-    return "1" if given.lower() in OFF else given
+    return "1" if says_off(given) else given
 
 
 def _become(command: Any) -> NoReturn:
