@@ -10,6 +10,7 @@ from typing import Any, Callable, Dict, Mapping
 
 _choices: Dict[str, Callable[..., Any]] = {}
 _options: Dict[str, Any] = {}
+_observers: Dict[str, Callable[..., Any]] = {}
 
 
 def choice(hook: str) -> Callable[..., Any]:
@@ -36,9 +37,22 @@ def options(section: str) -> Any:
         raise RuntimeError(f"no options of {section}: call coati_ext.enable() first") from None
 
 
-def install(choices: Mapping[str, Callable[..., Any]], options: Mapping[str, Any]) -> None:
-    """Make these the choices and options in force, in place of any others."""
-    _choices.clear()
-    _choices.update(choices)
-    _options.clear()
-    _options.update(options)
+def announce(hook: str, **seen: Any) -> None:
+    """Let every observer of a hook see something.
+
+    Raises:
+        PluginError: an observer failed; the message names its plugin.
+    """
+    if hook in _observers:
+        _observers[hook](**seen)
+
+
+def install(
+    choices: Mapping[str, Callable[..., Any]],
+    options: Mapping[str, Any],
+    observers: Mapping[str, Callable[..., Any]],
+) -> None:
+    """Make these the choices, options and observers in force, in place of any others."""
+    for mine, new in ((_choices, choices), (_options, options), (_observers, observers)):
+        mine.clear()
+        mine.update(new)

@@ -31,8 +31,9 @@ def option(default: Any, help: str, **limits: Any) -> Any:
     Args:
         default: the value where the configuration says nothing.
         help: one sentence for ``coati-ext explain``.
-        limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, or ``chooses`` (the
-            choice hook whose implementation the value names).
+        limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, ``chooses`` (the choice
+            hook whose implementation the value names), or ``defaults`` (another default for a
+            generation of coati whose algorithm wants one, by the generation's name).
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -132,6 +133,7 @@ def resolve(
     patches: Mapping[str, Patch],
     options: Mapping[str, type],
     choices: Mapping[str, Sequence[str]],
+    generation: Optional[str] = None,
 ) -> Settings:
     """Check the layers against what exists and give the settings in force.
 
@@ -140,11 +142,12 @@ def resolve(
         patches: the patches that exist.
         options: the options class of each section.
         choices: the implementations of each choice hook.
+        generation: of the coati found, on which some defaults depend.
 
     Raises:
         ConfigError: listing every problem with its place, what was expected and the nearest match.
     """
-    draft = _Draft(patches, options, choices)
+    draft = _Draft(patches, options, choices, generation)
     problems = list(layers.problems)
     for entry in layers.entries:
         problem = draft.set(entry)
@@ -169,6 +172,7 @@ class _Draft:
         patches: Mapping[str, Patch],
         options: Mapping[str, type],
         choices: Mapping[str, Sequence[str]],
+        generation: Optional[str],
     ) -> None:
         self.options = options
         self.choices = choices
@@ -176,7 +180,7 @@ class _Draft:
         self.policy = Value(POLICIES[0])
         self.enabled = {name: Value(patch.default) for name, patch in patches.items()}
         self.sections = {
-            section: {item.name: Value(item.default) for item in dataclasses.fields(cls)}
+            section: {item.name: _default(item, generation) for item in dataclasses.fields(cls)}
             for section, cls in options.items()
         }
         self.use: Dict[str, Value] = {}
@@ -274,6 +278,10 @@ class _Draft:
         )
 
 
+def _default(item: dataclasses.Field[Any], generation: Optional[str]) -> Value:
+    return Value(item.metadata.get("defaults", {}).get(generation, item.default))
+
+
 def _outside(value: Any, limits: Mapping[str, Any]) -> str:
     """What a value of the right type should have been, or nothing when it is within its limits."""
     if "choices" in limits and value not in limits["choices"]:
@@ -287,6 +295,8 @@ def _outside(value: Any, limits: Mapping[str, Any]) -> str:
 
 def _convert(value: Any, kind: Any) -> Tuple[Any, str]:
     """The value as the kind, or what was wanted. Text from the environment is parsed."""
+    if type(None) in typing.get_args(kind):  # None is the default's word for "not set"
+        kind = typing.get_args(kind)[0]
     if kind is bool:
         if isinstance(value, str) and value.lower() in (*ON, *OFF):
             return value.lower() in ON, ""

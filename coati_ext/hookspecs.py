@@ -2,12 +2,15 @@
 
 Three kinds: *registration* hooks hand something over to ``register``; *choices* compute numbers
 and exactly one implementation is picked, by name, when the plan is made; *observers* are all
-called. Letters: B rows, S sequence columns, H hidden.
+called. Letters: B rows, S sequence columns, A action columns, H hidden.
+
+The choices from ``align_prompts`` down to ``scale_advantages`` are the steps of one rollout, in the
+order in which they are taken.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Mapping, Optional, Sequence, Tuple
 
 from pluggy import HookimplMarker, HookspecMarker
 
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coati_ext.report import Row
+    from coati_ext.rollout import Frame
 
 hookspec = HookspecMarker("coati_ext")
 hookimpl = HookimplMarker("coati_ext")
@@ -44,6 +48,105 @@ def pool_reward(
     ``attention_mask`` (B, S) is true for real tokens, ``positions`` (B,) is the column of each
     row's last real token, ``model`` is the reward model.
     """
+
+
+@hookspec(firstresult=True)
+def align_prompts(input_ids: Tensor, attention_mask: Tensor) -> Optional[Tuple[Tensor, Tensor]]:
+    """Return left-padded prompts without gaps and their mask, (B, P) each, from (B, S) each"""
+
+
+@hookspec(firstresult=True)
+def sample_answers(
+    maker: Any,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    new_tokens: int,
+    generate_kwargs: Mapping[str, Any],
+) -> Optional[Tensor]:
+    """Return the prompts (B, P) followed by at most ``new_tokens`` columns of sampled answers
+
+    ``generate_kwargs`` are those of ``make_experience``.
+    """
+
+
+@hookspec(firstresult=True)
+def mark_actions(
+    sequences: Tensor, prompt_width: int, stops: Sequence[Sequence[int]]
+) -> Optional[Tuple[Tensor, Tensor]]:
+    """Return which sampled tokens are actions, (B, A) bool, and which answers ended, (B,) bool
+
+    ``sequences`` (B, S) has the prompts in its first ``prompt_width`` columns; each of ``stops``
+    ends an answer and is part of it.
+    """
+
+
+@hookspec(firstresult=True)
+def action_log_probs(model: Any, frame: Frame) -> Optional[Tensor]:
+    """Return the log-probability of each action, (B, A), under an actor or reference model
+
+    Called for experience and again, with gradients, in each training step.
+    """
+
+
+@hookspec(firstresult=True)
+def state_values(model: Any, frame: Frame) -> Optional[Tensor]:
+    """Return the critic's value of the state before each action, (B, A)
+
+    Called for experience and again, with gradients, in each training step.
+    """
+
+
+@hookspec(firstresult=True)
+def score_rows(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Optional[Tensor]:
+    """Return the reward model's score of each row, (B,)
+
+    ``extras`` are further arguments that this coati's reward models take: ``response_start``,
+    ``response_end`` and ``gt_answer``, one of each a row, in G4.
+    """
+
+
+@hookspec(firstresult=True)
+def shape_reward(
+    score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float
+) -> Optional[Tensor]:
+    """Return the reward of each action, (B, A), zero where there is none
+
+    ``score`` (B,) is the reward model's, ``log_ratio`` (B, A) log policy less log reference,
+    ``action_mask`` (B, A) true for real actions.
+    """
+
+
+@hookspec(firstresult=True)
+def estimate_advantages(
+    values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam: float
+) -> Optional[Tensor]:
+    """Return the advantage of each action, (B, A), zero where there is none
+
+    ``values`` (B, A) are of the states before the actions, ``rewards`` (B, A) from
+    ``shape_reward``.
+    """
+
+
+@hookspec(firstresult=True)
+def compare_group(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) -> Optional[Tensor]:
+    """Return GRPO's advantage of each answer, (B,), among the ``group_size`` to its prompt
+
+    ``score`` (B,) is the reward model's, ``kl`` (B,) each answer's mean KL estimate; the answers to
+    one prompt are side by side.
+    """
+
+
+@hookspec(firstresult=True)
+def scale_advantages(advantages: Tensor, action_mask: Tensor) -> Optional[Tensor]:
+    """Return what the policy loss weighs each action with, (B, A), in each training step
+
+    The value loss keeps the advantages as they were estimated.
+    """
+
+
+@hookspec
+def experience_made(experience: Any, maker: Any) -> None:
+    """See an Experience that has just been made; look at it, do not change it"""
 
 
 @hookspec

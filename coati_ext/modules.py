@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, Tuple
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +25,40 @@ def accepts(module: nn.Module, argument: str) -> bool:
     names, open_ended = _parameters(module)
     if argument in names or not open_ended:
         return argument in names
-    children = dict(module.named_children())  # not getattr: a transformers base_model is itself
-    inner = next((children[name] for name in _INNER if name in children), None)
-    return inner is not None and accepts(inner, argument)
+    _, *inside = layers_of(module)
+    return bool(inside) and accepts(inside[0], argument)
 
 
 def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
     """The dtype that a value head computes in, or the default where it has no parameters."""
     floating = (item.dtype for item in head.parameters() if item.is_floating_point())
     return next(floating, default)
+
+
+def layers_of(module: Any) -> Iterator[Any]:
+    """A module and, one inside the other, the modules that it wraps."""
+    while module is not None:
+        yield module
+        # Not getattr: the base_model of a transformers model is itself.
+        children = dict(module.named_children()) if hasattr(module, "named_children") else {}
+        module = next((children[name] for name in _INNER if name in children), None)
+
+
+def without_dropout(model: nn.Module) -> None:
+    """Set every dropout probability of a model to zero, functional dropout included.
+
+    PPO compares the probabilities of two forwards, so both must be of one network. OPT, BLOOM and
+    the attention of most families keep a float named after dropout and never make an
+    ``nn.Dropout``; Hugging Face's configuration, and so a saved model, keeps its values.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("drop" in name or _is_dropout(module, name)):
+                setattr(module, name, 0.0)
+
+
+def _is_dropout(module: nn.Module, name: str) -> bool:
+    return name == "p" and "Dropout" in type(module).__name__
 
 
 def _parameters(module: nn.Module) -> _Names:

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.config import ConfigArgument, Layers, Settings, collect, resolve
+from coati_ext.config import ConfigArgument, Layers, Settings, Value, collect, resolve
 from coati_ext.errors import CoatiNotFoundError, ConfigError, PluginError
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.source import Coati, find_coati
@@ -107,23 +107,31 @@ def make_plan(config: ConfigArgument = None) -> Plan:
     registry = load(layers.plugins)
     offers = {hook: registry.implementations(hook) for hook in CHOICES}
     names = {hook: [item.name for item in items] for hook, items in offers.items()}
+    coati, missing = _find()
+    generation = coati.generation if coati else None
     try:
-        settings = resolve(layers, registry.patches, registry.options, names)
+        settings = resolve(layers, registry.patches, registry.options, names, generation)
     except ConfigError as error:
         broken = "\n".join(f"  {item.name}: {item.error}" for item in registry.broken)
         if not broken:
             raise
         raise ConfigError(f"{error}\nBroken plugins, which may be why:\n{broken}") from None
     choices = _pick(offers, settings, registry)
+    settings = _as_picked(settings, choices, registry)
     patches = in_order(registry.patches)
+    if coati is None:
+        return Plan(layers, registry, settings, choices, None, (), missing)
     on = [patch for patch in patches if settings.enabled[patch.name].value]
-    try:
-        coati = find_coati()
-    except CoatiNotFoundError as error:
-        return Plan(layers, registry, settings, choices, None, (), error)
     _require_parents(on)
     steps = plan_steps(on, coati, settings.policy.value)
     return Plan(layers, registry, settings, choices, coati, steps)
+
+
+def _find() -> Tuple[Optional[Coati], Optional[CoatiNotFoundError]]:
+    try:
+        return find_coati(), None
+    except CoatiNotFoundError as error:
+        return None, error
 
 
 def _require_parents(on: List[Patch]) -> None:
@@ -158,14 +166,41 @@ def _pick(
                 f'the one to use: [use] {hook} = "{mine[0].name}"'
             )
         else:
-            picked[hook] = mine[0] if mine else by_name[_default_of(hook, registry)]
+            picked[hook] = (
+                mine[0] if mine else by_name[_default_of(hook, items, settings, registry)]
+            )
     return picked
 
 
-def _default_of(hook: str, registry: Registry) -> str:
-    """The built-in named by the default of the option that chooses this hook."""
-    for cls in registry.options.values():
-        for item in dataclasses.fields(cls):
-            if item.metadata.get("chooses") == hook:
-                return str(item.default)
-    raise ConfigError(f"no option chooses {hook} and no plugin offers it")
+def _default_of(
+    hook: str, items: List[Implementation], settings: Settings, registry: Registry
+) -> str:
+    """The built-in that the option which chooses this hook names, or the only built-in."""
+    for section, key in _choosing(hook, registry):
+        return str(settings.sections[section][key].value)
+    if len(items) == 1:
+        return items[0].name
+    raise ConfigError(f"no option chooses {hook}, which {len(items)} plugins offer")
+
+
+def _as_picked(
+    settings: Settings, choices: Mapping[str, Implementation], registry: Registry
+) -> Settings:
+    """The settings, with each option that chooses a hook naming what was picked for it."""
+    sections = {section: dict(values) for section, values in settings.sections.items()}
+    for hook, item in choices.items():
+        for section, key in _choosing(hook, registry):
+            if sections[section][key].value != item.name:
+                origin = settings.use[hook].origin if hook in settings.use else item.plugin.source
+                sections[section][key] = Value(item.name, origin)
+    return dataclasses.replace(settings, sections=sections)
+
+
+def _choosing(hook: str, registry: Registry) -> List[Tuple[str, str]]:
+    """The options, as section and key, whose value names an implementation of the hook."""
+    return [
+        (section, item.name)
+        for section, cls in registry.options.items()
+        for item in dataclasses.fields(cls)
+        if item.metadata.get("chooses") == hook
+    ]

@@ -103,6 +103,29 @@ class Registry:
 
         return chosen
 
+    def observer(self, hook: str) -> Callable[..., None]:
+        """A function of the hook's arguments, by name, that calls every plugin's implementation."""
+        caller = getattr(self.manager.hook, hook)
+        by_code = {
+            inspect.unwrap(item.function).__code__: item for item in self.implementations(hook)
+        }
+
+        def call_all(**arguments: Any) -> None:
+            try:
+                caller(**arguments)
+            except Exception as error:
+                frames = traceback.walk_tb(error.__traceback__)
+                at_fault = [by_code[f.f_code] for f, _ in frames if f.f_code in by_code]
+                if not at_fault:
+                    raise
+                item = at_fault[0]
+                raise PluginError(
+                    f"{hook} of plugin {item.plugin.name} ({_definition(item.function)}) failed: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+
+        return call_all
+
 
 def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
     """Load the built-ins, the installed entry points and the plugins named in the configuration.

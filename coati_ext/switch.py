@@ -48,8 +48,11 @@ class _Session:
             if step.state == PENDING:
                 waiting.setdefault(step.site.module, []).append(step)
         here = [name for name in waiting if name in sys.modules]
+        registry = self.plan.registry
         active.install(
-            self.plan.functions(), self.plan.settings.instances(self.plan.registry.options)
+            self.plan.functions(),
+            self.plan.settings.instances(registry.options),
+            {"experience_made": registry.observer("experience_made")},
         )
         self._apply([step for name in here for step in waiting.pop(name)])
         for name in waiting:
@@ -74,7 +77,7 @@ class _Session:
         self.ledger += apply_steps(steps, modules)
         for step in steps:
             row = Row(step.patch, APPLIED, step.site.target, step.reason)
-            self.plan.registry.manager.hook.patch_applied(row=row)
+            self.plan.registry.observer("patch_applied")(row=row)
 
     def _fail(self, error: Exception) -> None:
         kind = "" if isinstance(error, CoatiExtError) else f"{type(error).__name__}: "
@@ -87,7 +90,7 @@ class _Session:
         undo(self.ledger)
         self.ledger.clear()
         self.closed = True
-        active.install({}, {})
+        active.install({}, {}, {})
 
     def report(self) -> Report:
         """The plan with what has been done so far."""

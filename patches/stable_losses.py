@@ -1,14 +1,19 @@
-"""Pairwise reward-model losses that are finite at any margin, and a default that exists.
+"""Losses that are finite with finite gradients, masked, and agreed upon by all ranks.
 
 ``-log(sigmoid(d))`` and ``log(1 + exp(-d))`` overflow written out (at a margin of -18 and -12 in
 fp16, -89 in fp32); upstream uses ``logsigmoid`` for the first since its third generation. The
-trainer of G3 and G4 builds its default loss with an argument that the loss does not have.
+trainer of G3 and G4 builds its default loss with an argument that the loss does not have. PPO's
+policy loss overflows at a log-ratio of 89, its value loss is nan without an action, or has no mask;
+and whether a step of G3 and G4 is skipped is decided by each rank for itself, so that one can wait
+forever for the backward of another.
+
+Letters: B rows, A action columns.
 """
 
 from __future__ import annotations
 
 from inspect import signature
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
 
 from coati_ext import Defect, Patch, Site, hookimpl, tensors
 
@@ -29,6 +34,67 @@ def default_loss(original: Callable[..., None], *args: Any, **kwargs: Any) -> No
     if call.arguments.get("loss_fn") is None:
         call.arguments["loss_fn"] = LogSigLoss()
     original(*call.args, **call.kwargs)
+
+
+def policy_loss(
+    self: Any,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    action_mask: Optional[Tensor] = None,
+) -> Tensor:
+    """PPO's policy loss of log-probabilities (B, A), a scalar, for G1 and G2."""
+    ratio, mask = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
+    return tensors.policy_loss(ratio, advantages, mask, self.clip_eps)
+
+
+def policy_loss_or_skip(
+    self: Any,
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    action_mask: Optional[Tensor] = None,
+) -> Tuple[Tensor, bool, Tensor]:
+    """PPO's policy loss, whether to skip the step, and the largest ratio, for G3 and G4.
+
+    A step is skipped when the mean ratio of the real actions of all ranks is over the threshold.
+    """
+    import torch
+
+    from coati_ext.ranks import total
+
+    ratio, mask = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
+    real = ratio.detach().masked_fill(~mask, 0)
+    summed, count = total(torch.stack([real.sum(), mask.sum().to(real.dtype)])).unbind()
+    skip = bool(summed > self.skip_threshold * count)
+    loss = tensors.policy_loss(ratio.clamp(0.0, 10.0), advantages, mask, self.clip_eps)
+    return loss, skip, ratio.detach().max()
+
+
+def value_loss(
+    self: Any,
+    values: Tensor,
+    old_values: Tensor,
+    advantage: Tensor,
+    action_mask: Optional[Tensor] = None,
+) -> Tensor:
+    """PPO's value loss of values (B, A), a scalar, for G3 and G4."""
+    returns = advantage + old_values
+    return tensors.value_loss(values, old_values, returns, action_mask, self.clip_eps)
+
+
+def value_loss_of_reward(
+    original: Callable[..., Tensor],
+    self: Any,
+    values: Tensor,
+    old_values: Tensor,
+    reward: Tensor,
+    action_mask: Optional[Tensor] = None,
+) -> Tensor:
+    """PPO's value loss for G1 and G2: upstream's of whole answers (B,), masked of tokens (B, A)."""
+    if values.dim() == 1 or action_mask is None:
+        return original(self, values, old_values, reward)
+    return tensors.value_loss(values, old_values, reward, action_mask, self.clip_eps)
 
 
 @hookimpl
@@ -59,6 +125,67 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                     fits={
                         "v0.2.8 .. HEAD": "8e4902ec-e144d66d-da918bfc",
                         "stand-in": "8e4902ec-783f163a",
+                    },
+                ),
+                Site(
+                    "coati.models.loss:PolicyLoss.forward",
+                    "coati_ext.patches.stable_losses:policy_loss",
+                    generations=("G1", "G2"),
+                    fits={
+                        "v0.2.8 .. v0.3.6": (
+                            "be2a96fc-58ddfbdc-25d58b8a-81aa5a41-3c1f4d4f-dfea44b7-cca4d45d-"
+                            "da918bfc"
+                        ),
+                        "stand-in": ("be2a96fc-49825241-cf8c3185-5295c365-dfea44b7-51878a32"),
+                    },
+                ),
+                Site(
+                    "coati.models.loss:PolicyLoss.forward",
+                    "coati_ext.patches.stable_losses:policy_loss_or_skip",
+                    generations=("G3", "G4"),
+                    fits={
+                        "v0.3.7 .. v0.4.2": (
+                            "be2a96fc-d7333c3b-933abf0e-8ab689fe-94deced3-25d58b8a-81aa5a41-"
+                            "3c1f4d4f-86c321b6-cca4d45d-b8609ba0"
+                        ),
+                        "v0.4.3 .. HEAD": (
+                            "be2a96fc-d7333c3b-9465ede1-8ab689fe-94deced3-25d58b8a-81aa5a41-"
+                            "3c1f4d4f-d149c4ae-cca4d45d-b8609ba0"
+                        ),
+                        "stand-in": (
+                            "be2a96fc-665ff083-bae23d57-0bc47795-3a9c5606-cf8c3185-5295c365-"
+                            "b0584a66-fc81d95b"
+                        ),
+                    },
+                ),
+                Site(
+                    "coati.models.loss:ValueLoss.forward",
+                    "coati_ext.patches.stable_losses:value_loss_of_reward",
+                    generations=("G1", "G2"),
+                    mode="wrap",
+                    fits={
+                        "v0.2.8": (
+                            "6fbd36ac-4206093d-785420f2-51995cca-0db3aec1-cca4d45d-da918bfc"
+                        ),
+                        "v0.3.0 .. v0.3.6": (
+                            "6fbd36ac-4206093d-785420f2-51995cca-0db3aec1-cca4d45d-257f9006"
+                        ),
+                        "stand-in": "6fbd36ac-09179d12-8e53045f-746fbc5e",
+                    },
+                ),
+                Site(
+                    "coati.models.loss:ValueLoss.forward",
+                    "coati_ext.patches.stable_losses:value_loss",
+                    generations=("G3", "G4"),
+                    fits={
+                        "v0.3.7 .. v0.4.2": (
+                            "fc1082f3-ae93ed52-4206093d-4d524f52-2480abf8-aa9720e0-f906e6f7-"
+                            "257f9006"
+                        ),
+                        "v0.4.3 .. HEAD": (
+                            "fc1082f3-ae93ed52-4206093d-4d524f52-2480abf8-1e029ff9-257f9006"
+                        ),
+                        "stand-in": ("fc1082f3-ae93ed52-09179d12-60378c3f-16ffedf6-3f8e7aeb"),
                     },
                 ),
                 Site(

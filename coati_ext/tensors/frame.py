@@ -78,6 +78,33 @@ def left_frame(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
     return input_ids.scatter(1, column, input_ids), mask.scatter(1, column, mask)
 
 
+def trimmed(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    """Left-padded rows without the columns that are padding in every row.
+
+    A shape is decided by the data here, which on CUDA reads one number back to the host.
+
+    Args:
+        input_ids: (B, S) integer.
+        mask: (B, S) bool, real tokens at the right end.
+    """
+    filled = mask.any(dim=0)
+    width = int(filled.numpy().sum() if filled.device.type == "cpu" else filled.sum())
+    return input_ids[:, mask.size(1) - width :], mask[:, mask.size(1) - width :]
+
+
+def without_outer_pads(input_ids: Tensor, pad_token_id: Optional[int]) -> Tensor:
+    """Which tokens are real where nobody says so: all but the runs of pads at a row's two ends.
+
+    Args:
+        input_ids: (B, S) integer.
+        pad_token_id: ``None`` where there is none.
+    """
+    if pad_token_id is None:
+        return torch.ones_like(input_ids, dtype=torch.bool)
+    real = (input_ids != pad_token_id).long()
+    return (real.cumsum(dim=1) > 0) & (real.flip(1).cumsum(dim=1).flip(1) > 0)
+
+
 def position_ids(mask: Tensor) -> Tensor:
     """The position of each real token among the real tokens of its row: (B, S) int64.
 

@@ -32,49 +32,78 @@ if TYPE_CHECKING:
     from coati_ext.testing.models import families, tiny_config, tiny_reward_model
     from coati_ext.testing.padding import layouts, random_rows
     from coati_ext.testing.preferences import preference_pairs
+    from coati_ext.testing.rollouts import (
+        LocalModel,
+        Models,
+        experience_maker,
+        make_experience,
+        ppo_trainer,
+        tiny_actor,
+        tiny_critic,
+        tiny_models,
+        training_step,
+    )
     from coati_ext.testing.text import tiny_tokenizer
     from coati_ext.testing.training import chosen_rows, pair_accuracy, train_reward_model
 
 _HOMES = {
     "LocalBooster": "cpu",
     "LocalCoordinator": "cpu",
+    "LocalModel": "rollouts",
     "LocalStrategy": "cpu",
+    "Models": "rollouts",
     "assert_batch_invariant": "assertions",
     "assert_matches_sequence_classification": "assertions",
     "assert_padding_invariant": "assertions",
     "chosen_rows": "training",
     "cpu_only": "cpu",
+    "experience_maker": "rollouts",
     "families": "models",
     "layouts": "padding",
+    "make_experience": "rollouts",
     "pair_accuracy": "training",
+    "ppo_trainer": "rollouts",
     "preference_pairs": "preferences",
     "random_rows": "padding",
+    "tiny_actor": "rollouts",
     "tiny_config": "models",
+    "tiny_critic": "rollouts",
+    "tiny_models": "rollouts",
     "tiny_reward_model": "models",
     "tiny_tokenizer": "text",
     "train_reward_model": "training",
+    "training_step": "rollouts",
 }
 
 __all__ = [
     "GENERATIONS",
     "LocalBooster",
     "LocalCoordinator",
+    "LocalModel",
     "LocalStrategy",
+    "Models",
     "assert_batch_invariant",
     "assert_matches_sequence_classification",
     "assert_padding_invariant",
     "chosen_rows",
     "cpu_only",
+    "experience_maker",
     "families",
     "layouts",
+    "make_experience",
     "pair_accuracy",
+    "ppo_trainer",
     "preference_pairs",
     "random_rows",
     "standin",
+    "tiny_actor",
     "tiny_config",
+    "tiny_critic",
+    "tiny_models",
     "tiny_reward_model",
     "tiny_tokenizer",
     "train_reward_model",
+    "training_step",
 ]
 
 

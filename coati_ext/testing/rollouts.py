@@ -1,0 +1,241 @@
+"""Tiny actors and critics, and coati's own experience maker and PPO trainer around them.
+
+As in :mod:`coati_ext.testing.training`, the same calls run with the patches and without.
+"""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any, Dict, List, NamedTuple
+
+import torch
+import transformers
+from torch import nn
+
+from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy
+from coati_ext.testing.models import tiny_config, tiny_reward_model
+
+_ACTORS = {  # G1 and G2 have classes of their own for four of the families
+    "gpt2": ("coati.models.gpt", "GPTActor"),
+    "opt": ("coati.models.opt", "OPTActor"),
+    "bloom": ("coati.models.bloom", "BLOOMActor"),
+    "llama": ("coati.models.llama", "LlamaActor"),
+}
+_CRITICS = {
+    "gpt2": ("coati.models.gpt", "GPTCritic"),
+    "opt": ("coati.models.opt", "OPTCritic"),
+    "bloom": ("coati.models.bloom", "BLOOMCritic"),
+    "llama": ("coati.models.llama", "LlamaCritic"),
+}
+
+
+class Models(NamedTuple):
+    """The four models of PPO, named as coati's makers and trainers name them."""
+
+    actor: Any
+    critic: Any
+    reward_model: Any
+    initial_model: Any
+
+
+class LocalModel(nn.Module):
+    """Stands in for what a `Booster` makes of a model: one layer around it, with `unwrap`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model."""
+        return self.module(*args, **kwargs)
+
+    def unwrap(self) -> nn.Module:
+        """Return the model."""
+        return self.module
+
+
+def tiny_actor(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> nn.Module:
+    """Return a random causal language model as the importable coati takes it, in eval mode.
+
+    G1 and G2 wrap it in their `Actor`. The weights depend on `family`, `seed` and `config_options`
+    (see :func:`tiny_config`) alone.
+
+    Raises:
+        ValueError: the installed transformers has no such family.
+        ImportError: no coati can be imported.
+    """
+    config = tiny_config(family, **config_options)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if not _has_strategies():
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        elif family in _ACTORS:
+            module, name = _ACTORS[family]
+            model = getattr(import_module(module), name)(config=config)
+        else:
+            backbone = transformers.AutoModelForCausalLM.from_config(config)
+            model = import_module("coati.models.base").Actor(backbone)
+    evaluated: nn.Module = model.eval()
+    return evaluated
+
+
+def tiny_critic(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> nn.Module:
+    """Return a random critic of the importable coati, in eval mode.
+
+    Its weights are those of :func:`tiny_reward_model` with the same arguments, as in scripts that
+    begin a critic as a copy of the reward model.
+
+    Raises:
+        ValueError: the installed transformers has no such family.
+        ImportError: no coati can be imported.
+    """
+    config = tiny_config(family, **config_options)
+    source = tiny_reward_model(family, seed=seed, **config_options)
+    with torch.random.fork_rng(devices=[]):
+        if not _has_strategies():
+            model = import_module("coati.models").Critic(config=config)
+        elif family in _CRITICS:
+            module, name = _CRITICS[family]
+            model = getattr(import_module(module), name)(config=config)
+        else:
+            base = import_module("coati.models.base")
+            backbone = transformers.AutoModel.from_config(config)
+            model = base.Critic(backbone, nn.Linear(config.hidden_size, 1))
+    model.load_state_dict(source.state_dict())
+    evaluated: nn.Module = model.eval()
+    return evaluated
+
+
+def tiny_models(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> Models:
+    """Return the four models, of different weights but for the actor and its reference."""
+    return Models(
+        tiny_actor(family, seed=seed, **config_options),
+        tiny_critic(family, seed=seed + 1, **config_options),
+        tiny_reward_model(family, seed=seed + 2, **config_options),
+        tiny_actor(family, seed=seed, **config_options),
+    )
+
+
+def experience_maker(models: Models, *, tokenizer: Any, **options: Any) -> Any:
+    """Return coati's `NaiveExperienceMaker` of these models.
+
+    Args:
+        models: what it takes, positionally or not; a reward model may be any callable.
+        tokenizer: for generations whose maker has one.
+        options: `kl_coef`, `gamma`, `lam`, `use_grpo`, ... as far as the generation has them.
+    """
+    maker = import_module("coati.experience_maker").NaiveExperienceMaker
+    offered = {**models._asdict(), "tokenizer": tokenizer, **options}
+    return maker(**_known(maker.__init__, offered))
+
+
+def make_experience(
+    maker: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    *,
+    tokenizer: Any,
+    **generate_kwargs: Any,
+) -> Any:
+    """Let a maker answer prompts as coati's PPO trainer does.
+
+    Args:
+        maker: from :func:`experience_maker`, or a trainer's.
+        input_ids: prompts (B, S).
+        attention_mask: (B, S).
+        tokenizer: says which token pads and which ends.
+        generate_kwargs: `max_length` and more for upstream's `generate`, or `gt_answer`.
+    """
+    return maker.make_experience(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        **{**default_generate_kwargs(maker.actor, tokenizer), **generate_kwargs},
+    )
+
+
+def default_generate_kwargs(actor: Any, tokenizer: Any) -> Dict[str, Any]:
+    """What coati's PPO script and trainer give to `generate`."""
+    given: Dict[str, Any] = {}
+    if _has_strategies():
+        inner = getattr(actor, "model", actor)
+        if not hasattr(import_module("coati.models.base").Actor, "generate"):
+            given["update_model_kwargs_fn"] = inner._update_model_kwargs_for_generation
+        given["prepare_inputs_fn"] = inner.prepare_inputs_for_generation
+        if "tokenizer" not in _generate_parameters():
+            given.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+        return given
+    inner = getattr(actor, "module", actor)
+    return {
+        "prepare_inputs_fn": inner.prepare_inputs_for_generation,
+        "update_model_kwargs_fn": inner._update_model_kwargs_for_generation,
+        "stop_token_ids": [tokenizer.eos_token_id],
+    }
+
+
+def ppo_trainer(
+    models: Models, *, tokenizer: Any, lr: float = 1e-3, save_dir: str = ".", **options: Any
+) -> Any:
+    """Return coati's `PPOTrainer` of these models, for the CPU: use it within `cpu_only()`.
+
+    Args:
+        models: what it trains and trains against.
+        tokenizer: of the prompts.
+        lr: Adam's learning rate for actor and critic.
+        save_dir: where the trainer would save.
+        options: more for the trainer, generation arguments included.
+    """
+    trainer = import_module("coati.trainer").PPOTrainer
+    optimizers = {
+        "actor_optim": torch.optim.Adam(models.actor.parameters(), lr=lr),
+        "critic_optim": torch.optim.Adam(models.critic.parameters(), lr=lr),
+    }
+    if _has_strategies():
+        given: Dict[str, Any] = {**models._asdict(), "strategy": LocalStrategy()}
+        if "tokenizer" in inspect.signature(trainer.__init__).parameters:
+            given["tokenizer"] = tokenizer
+        else:
+            given.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
+    else:
+        given = {
+            **models._replace(actor=LocalModel(models.actor))._asdict(),
+            "actor_booster": LocalBooster(),
+            "critic_booster": LocalBooster(),
+            "actor_lr_scheduler": _constant(optimizers["actor_optim"]),
+            "critic_lr_scheduler": _constant(optimizers["critic_optim"]),
+            "tokenizer": tokenizer,
+            "save_dir": save_dir,
+            "coordinator": LocalCoordinator(),
+            "stop_token_ids": [tokenizer.eos_token_id],
+        }
+    shared = {
+        "ptx_coef": 0.0,
+        "offload_inference_models": False,
+        "dataloader_pin_memory": False,
+        "buffer_cpu_offload": False,
+    }
+    return trainer(**{**given, **optimizers, **shared, **options})
+
+
+def training_step(trainer: Any, experience: Any) -> Any:
+    """Take one training step of a PPO trainer, under the name that its generation has for it."""
+    step = getattr(trainer, "_training_step", None) or trainer.training_step
+    return step(experience)
+
+
+def _constant(optimizer: torch.optim.Optimizer) -> Any:
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+
+
+def _has_strategies() -> bool:
+    """Whether this coati is of G1 or G2, where `coati.models.base` is a package."""
+    return hasattr(import_module("coati.models.base"), "__path__")
+
+
+def _generate_parameters() -> List[str]:
+    return list(inspect.signature(import_module("coati.models.generation").generate).parameters)
+
+
+def _known(function: Any, offered: Dict[str, Any]) -> Dict[str, Any]:
+    names = inspect.signature(function).parameters
+    return {name: value for name, value in offered.items() if name in names}

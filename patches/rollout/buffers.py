@@ -1,0 +1,81 @@
+"""Buffers that hold rows of any width and give them back in one frame."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Sequence
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def stack_experience(items: Sequence[Any]) -> Any:
+    """One Experience of rows from rollouts of any width, in one frame.
+
+    Prompts are padded on the left and answers on the right, so that every answer still starts in
+    one column.
+    """
+    import torch
+    from coati.experience_maker.base import Experience
+    from torch.nn.functional import pad
+
+    answers = [item.action_log_probs.size(0) for item in items]
+    prompts = [item.sequences.size(0) - actions for item, actions in zip(items, answers)]
+    sides = [
+        (max(prompts) - prompt, max(answers) - actions) for prompt, actions in zip(prompts, answers)
+    ]
+
+    def stacked(name: str) -> Any:
+        columns = [getattr(item, name) for item in items]
+        if any(column is None for column in columns):
+            return None
+        if name == "sequences":
+            columns = [_padded(item, *side) for item, side in zip(items, sides)]
+        elif name == "attention_mask":
+            columns = [pad(column, side) for column, side in zip(columns, sides)]
+        elif all(column.shape == (actions,) for column, actions in zip(columns, answers)):
+            columns = [pad(column, (0, right)) for column, (_, right) in zip(columns, sides)]
+        return torch.stack(columns)
+
+    return Experience(**{field.name: stacked(field.name) for field in fields(Experience)})
+
+
+def _padded(item: Any, left: int, right: int) -> Tensor:
+    """A row's tokens with more of the pads that it has, found without a look at the data."""
+    import torch
+
+    tokens: Tensor = item.sequences
+    if item.attention_mask is None:
+        return torch.nn.functional.pad(tokens, (left, right))
+    first_pad = item.attention_mask.long().argmin(dim=0, keepdim=True)
+    fill = tokens.gather(0, first_pad)
+    return torch.cat([fill.expand(left), tokens, fill.expand(right)])
+
+
+def make_buffer(
+    self: Any, sample_batch_size: int, limit: int = 0, cpu_offload: bool = True
+) -> None:
+    """An empty buffer whose samples go to the accelerator, or to the CPU where there is none."""
+    from coati.experience_buffer import ExperienceBuffer
+
+    _fill_buffer(ExperienceBuffer, self, sample_batch_size, limit, cpu_offload)
+
+
+def make_replay_buffer(
+    self: Any, sample_batch_size: int, limit: int = 0, cpu_offload: bool = True
+) -> None:
+    """As :func:`make_buffer`, under its name before v0.3.2."""
+    from coati.replay_buffer import ReplayBuffer
+
+    _fill_buffer(ReplayBuffer, self, sample_batch_size, limit, cpu_offload)
+
+
+def _fill_buffer(base: Any, self: Any, rows: int, limit: int, cpu_offload: bool) -> None:
+    import torch
+
+    base.__init__(self, rows, limit)
+    self.cpu_offload = cpu_offload
+    on_cuda = torch.cuda.is_available()
+    self.target_device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else "cpu"
+    self.items = []
+    self.rng_sequence, self.ptr = [], 0

@@ -1,0 +1,64 @@
+"""The configuration section ``[rollout]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, Optional
+
+from coati_ext import hookimpl, option
+
+_BANDIT = {"G1": "sequence", "G2": "sequence"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """``[rollout]``."""
+
+    advantage: str = option(
+        "gae",
+        "gae (of each token), sequence (the whole answer is one action, as upstream's G1 and G2 "
+        "have it; their default) or the estimate_advantages of a plugin, by its name",
+        chooses="estimate_advantages",
+        defaults=_BANDIT,
+    )
+    reward_placement: str = option(
+        "terminal",
+        "where the score lands: terminal (once, on the last action), every_token (as upstream's G3 "
+        "and G4 do) or the shape_reward of a plugin, by its name",
+        chooses="shape_reward",
+    )
+    advantage_scale: str = option(
+        "unscaled",
+        "what the policy loss weighs actions with: unscaled, whitened (mean 0 and deviation 1 over "
+        "the real actions of a training batch on all ranks) or the scale_advantages of a plugin",
+        chooses="scale_advantages",
+    )
+    kl: str = option(
+        "k1",
+        "the estimate that the penalty takes: k1 (the log-ratio) or k3 (never negative, at most 10 "
+        "nats an action; the default where upstream uses it, in G1 and G2)",
+        choices=("k1", "k3"),
+        defaults={"G1": "k3", "G2": "k3"},
+    )
+    gamma: Optional[float] = option(
+        None, "discount per action; the maker's own, or 1, if not set", minimum=0, maximum=1
+    )
+    lam: Optional[float] = option(
+        None, "lambda of GAE; the maker's own, or 0.95, if not set", minimum=0, maximum=1
+    )
+    score_clip: float = option(
+        5.0,
+        "PPO sees the score held to plus or minus this (5 in upstream's G3 and G4); 0 leaves it, "
+        "which is the default where upstream does, in G1 and G2",
+        minimum=0,
+        defaults={"G1": 0.0, "G2": 0.0},
+    )
+    missing_eos_penalty: float = option(
+        0.0, "taken off the score of an answer that was cut off before its end", minimum=0
+    )
+
+
+@hookimpl
+def register_options(register: Callable[[str, type], None]) -> None:
+    """Declare ``[rollout]``."""
+    register("rollout", Options)

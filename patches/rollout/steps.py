@@ -1,0 +1,114 @@
+"""The built-in steps of the pipeline, one hook each, in the order in which they are taken.
+
+The sampler is in :mod:`coati_ext.patches.rollout.sampler`. Letters: B rows, A action columns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
+
+from coati_ext import hookimpl, options, tensors
+from coati_ext.modules import accepts
+
+from .models import log_probs_of_actions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coati_ext.rollout import Frame
+
+
+@hookimpl(specname="align_prompts")
+def compacted(input_ids: Tensor, attention_mask: Tensor) -> Any:
+    """Real tokens moved to the right end of each row, columns of nothing but pads dropped."""
+    return tensors.trimmed(*tensors.left_frame(input_ids, attention_mask))
+
+
+@hookimpl(specname="mark_actions")
+def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence[int]]) -> Any:
+    """The sampled tokens up to the first end of a stop sequence, which is the last action."""
+    return tensors.answer_mask(sequences, prompt_width, stops)
+
+
+@hookimpl(specname="action_log_probs")
+def from_logits(model: Any, frame: Frame) -> Tensor:
+    """Log-probabilities (B, A) from a forward over whole rows."""
+    mask = frame.attention_mask.long()
+    if accepts(model, "num_actions"):  # before v0.3.1 the actor gives log-probabilities itself
+        log_probs: Tensor = model(frame.sequences, frame.num_actions, attention_mask=mask)
+        return log_probs
+    inputs: Dict[str, Any] = {"attention_mask": mask}
+    if accepts(model, "position_ids"):
+        inputs["position_ids"] = frame.position_ids
+    if accepts(model, "use_cache"):
+        inputs["use_cache"] = False
+    logits = model(frame.sequences, **inputs)["logits"]
+    return log_probs_of_actions(logits, frame.sequences, frame.num_actions)
+
+
+@hookimpl(specname="state_values")
+def from_critic(model: Any, frame: Frame) -> Tensor:
+    """Values (B, A) from a forward over whole rows by the critic of this patch."""
+    values: Tensor = model(frame.sequences, attention_mask=frame.attention_mask.long())
+    return values[:, -frame.num_actions :]
+
+
+@hookimpl(specname="score_rows")
+def from_reward_model(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Tensor:
+    """Scores (B,) of rows in the frame, as the reward model saw them in its own training."""
+    score: Tensor = model(frame.sequences, attention_mask=frame.attention_mask, **extras)
+    return score
+
+
+@hookimpl(specname="shape_reward")
+def terminal(score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
+    """The score once, on the last action, and the KL penalty on each: (B, A)."""
+    return tensors.terminal_reward(score, _penalty(log_ratio, action_mask, kl_coef), action_mask)
+
+
+@hookimpl(specname="shape_reward")
+def every_token(score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
+    """The score and the KL penalty on each action: (B, A)."""
+    return tensors.every_token_reward(score, _penalty(log_ratio, action_mask, kl_coef), action_mask)
+
+
+def _penalty(log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
+    settings = options("rollout")
+    penalty = kl_coef * tensors.kl_estimate(log_ratio, settings.kl)
+    if settings.advantage == "sequence":  # where upstream's penalty is the mean over the answer
+        penalty = penalty / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return penalty
+
+
+@hookimpl(specname="estimate_advantages")
+def gae(values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam: float) -> Tensor:
+    """Generalised advantage estimation: (B, A)."""
+    return tensors.gae(values, rewards, action_mask, gamma, lam)
+
+
+@hookimpl(specname="estimate_advantages")
+def sequence(values: Tensor, rewards: Tensor, action_mask: Tensor) -> Tensor:
+    """The whole reward less the value at the last prompt token, for each action: (B, A)."""
+    return tensors.sequence_advantage(values, rewards, action_mask)
+
+
+@hookimpl(specname="compare_group")
+def standardised(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) -> Tensor:
+    """Scores standardised within their group, penalties only centred: (B,)."""
+    return tensors.group_advantage(score, kl, group_size, kl_coef)
+
+
+@hookimpl(specname="scale_advantages")
+def unscaled(advantages: Tensor) -> Tensor:
+    """The advantages as they were estimated."""
+    return advantages
+
+
+@hookimpl(specname="scale_advantages")
+def whitened(advantages: Tensor, action_mask: Tensor) -> Tensor:
+    """Advantages of mean 0 and deviation 1 over the real actions of all ranks."""
+    from coati_ext.ranks import total
+
+    return tensors.whitened(
+        advantages, action_mask, total(tensors.moments(advantages, action_mask))
+    )

@@ -1,0 +1,115 @@
+"""Training steps that compute log-probabilities and values as the rollout did.
+
+Upstream's step runs as it is, but sees its models through views: called on the experience, they
+answer in its frame, through the hooks that made it. Letters: B rows, A action columns.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator
+
+from coati_ext import choice
+from coati_ext.modules import accepts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from coati_ext.rollout import Frame
+
+
+class _Seen:
+    """A model as one training step sees it: called on the experience, it answers in its frame."""
+
+    def __init__(self, model: Any, frame: Frame, answer: Callable[[Any, Frame], Any]) -> None:
+        self._model, self._frame, self._answer = model, frame, answer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        asked = args[0] if args else kwargs.get("input_ids", kwargs.get("sequences"))
+        if asked is self._frame.sequences:
+            return self._answer(self._model, self._frame)
+        return self._model(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any) -> Any:
+    """One PPO step of G1 or G2 in the experience's frame; values of tokens get such targets."""
+    frame = _frame_of(experience)
+    views: Dict[str, Any] = {"critic": _Seen(self.critic, frame, _value_answer(experience))}
+    if experience.values.dim() == 2:
+        views["critic_loss_fn"] = _loss_of_tokens(self.critic_loss_fn, experience, frame)
+    with _seen_as(self, **_actor_views(self, frame), **views):
+        return original(self, experience)
+
+
+def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> Any:
+    """One PPO step of G3 or G4 in the experience's frame."""
+    frame = _frame_of(experience)
+    critic = _Seen(self.critic, frame, _value_answer(experience))
+    with _seen_as(self, **_actor_views(self, frame), critic=critic):
+        return original(self, experience)
+
+
+def train_group(original: Callable[..., Any], self: Any, experience: Any) -> Any:
+    """One GRPO step of G4 in the experience's frame."""
+    with _seen_as(self, **_actor_views(self, _frame_of(experience))):
+        return original(self, experience)
+
+
+def _frame_of(experience: Any) -> Frame:
+    import torch
+
+    from coati_ext.rollout import Frame
+
+    actions = experience.action_mask
+    if actions is None:
+        actions = torch.ones_like(experience.action_log_probs, dtype=torch.bool)
+    return Frame.of(experience.sequences, experience.attention_mask, actions)
+
+
+def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
+    loss = trainer.actor_loss_fn
+
+    def answer(model: Any, frame: Frame) -> Any:
+        log_probs = choice("action_log_probs")(model, frame)
+        return log_probs if accepts(model, "num_actions") else {"logits": log_probs}
+
+    def weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, action_mask: Any = None) -> Any:
+        scaled = choice("scale_advantages")(advantages.expand_as(old), frame.action_mask)
+        return loss(log_probs, old, scaled, action_mask=action_mask)
+
+    return {"actor": _Seen(trainer.actor, frame, answer), "actor_loss_fn": weighed}
+
+
+def _value_answer(experience: Any) -> Callable[[Any, Frame], Tensor]:
+    def answer(model: Any, frame: Frame) -> Tensor:
+        values: Tensor = choice("state_values")(model, frame)
+        return values[:, 0] if experience.values.dim() == 1 else values
+
+    return answer
+
+
+def _loss_of_tokens(loss: Any, experience: Any, frame: Frame) -> Callable[..., Tensor]:
+    """The value loss of G1 and G2 with returns for targets, over the real actions."""
+    real = frame.action_mask
+    returns = experience.advantages + experience.values
+    share = real.numel() / real.sum().clamp(min=1)  # upstream's mean counts every column
+
+    def loss_of_tokens(values: Tensor, old: Tensor, *_: Any, **__: Any) -> Tensor:
+        masked = (item.masked_fill(~real, 0) for item in (values, old, returns))
+        total: Tensor = loss(*masked) * share
+        return total
+
+    return loss_of_tokens
+
+
+@contextmanager
+def _seen_as(trainer: Any, **views: Any) -> Iterator[None]:
+    held = {name: vars(trainer)[name] for name in views}
+    vars(trainer).update(views)
+    try:
+        yield
+    finally:
+        vars(trainer).update(held)
