@@ -420,6 +420,11 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                             "3dd7ad03-39175798-82a9fcce-bd1c0239-0c664684-f5eb7094-26f179d6-"
                             "25b7f0fd"
                         ),
+                        "stand-in": (
+                            "bfeb9d31-527b81e8-22b00f4f-07f0edb7-1ecde708-d7ad5733-c25ebd10-"
+                            "39e512a0-37cba5a9-a51a961f-8c9b8a12-057e4943-36aa16cf-88e0cf72-"
+                            "806c37eb-7a0fc480-c935bbfc-25b7f0fd"
+                        ),
                     },
                 ),
             ),

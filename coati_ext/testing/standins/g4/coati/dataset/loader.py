@@ -1,15 +1,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Union
 
 import torch
 import torch.nn.functional as F
 from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import ConcatDataset, Dataset, DistributedSampler
 from transformers import PreTrainedTokenizer
 
 from coati.dataset.utils import chuncate_sequence, pad_to_max_len
+
+
+def load_tokenized_dataset(
+    dataset_paths: Union[str, List[str]], mode: str = "train", **kwargs: Any
+) -> Optional[Dataset]:
+    """What Hugging Face's datasets saved in these folders; of a `DatasetDict`, one split."""
+    from datasets import Dataset as HFDataset
+    from datasets import load_from_disk
+
+    if not dataset_paths:
+        return None
+    splits = kwargs.get("mode_map", {"train": "train", "dev": "validation", "test": "test"})
+    assert mode in splits, f"mode {mode} is none of {tuple(splits)}"
+    loaded = []
+    for path in [dataset_paths] if isinstance(dataset_paths, str) else dataset_paths:
+        found = load_from_disk(dataset_path=path)
+        if isinstance(found, HFDataset):
+            loaded.append(found)
+        elif splits[mode] in found:
+            loaded.append(found[splits[mode]])
+    if len(loaded) > 1:
+        return ConcatDataset(loaded)
+    return loaded[0] if loaded else None
 
 
 def _pad_id(tokenizer: PreTrainedTokenizer) -> int:

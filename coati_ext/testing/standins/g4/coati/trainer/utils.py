@@ -10,6 +10,27 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import DataLoader
 
 
+class AnnealingScheduler:
+    """`start` for the warm-up steps, then the straight line from step 0 to `end`."""
+
+    def __init__(self, start, end, warmup_steps=100, annealing_step=2000) -> None:
+        self.start = start
+        self.end = end
+        self.warmup_steps = warmup_steps
+        self.annealing_step = annealing_step
+        self.step = 0
+
+    def get_temperature(self):
+        if self.step <= self.warmup_steps:
+            return self.start
+        if self.step >= self.annealing_step:
+            return self.end
+        return self.start - (self.step / self.annealing_step) * (self.start - self.end)
+
+    def step_forward(self) -> None:
+        self.step += 1
+
+
 class CycledDataLoader:
     """A data loader that starts again when it runs out."""
 
