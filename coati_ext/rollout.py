@@ -228,8 +228,8 @@ def _room(request: Request, width: int) -> int:
     asked = request.generate_kwargs.get("max_new_tokens") or longest - given
     fits = longest - width
     new_tokens = min(asked, fits) if asked > 0 else fits
-    if not 0 < asked <= longest - given:  # what fits depends on each rank's prompts
-        new_tokens = ranks.smallest(new_tokens, request.input_ids.device)
+    # What fits depends on each rank's prompts, and samplers wait for each other at each step.
+    new_tokens = ranks.smallest(new_tokens, request.input_ids.device)
     if new_tokens <= 0:
         warnings.warn(
             f"no answers are sampled for {request.input_ids.size(0)} prompts: the longest has "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -25,14 +26,17 @@ class Options:
     steps: int = option(3, "")
     kind: str = option("mean", "", choices=("mean", "sum"))
     verbose: bool = option(False, "")
+    clip: float = option(5.0, "", minimum=0.0, defaults={"G1": 0.0})
+    gamma: Optional[float] = option(None, "", minimum=0.0, maximum=1.0)
 
 
-def settings(config=None):
+def settings(config=None, generation=None):
     return resolve(
         collect(config),
         PATCHES,
         {"eos_pooling": Options},
         {"pool_reward": ["eos", "masked_mean", "mine"]},
+        generation,
     )
 
 
@@ -53,6 +57,22 @@ def test_defaults():
     assert value("eos_pooling.enabled") == (True, "default")
     assert value("reward_scaling.enabled") == (False, "default")
     assert value("eos_pooling.lam") == (0.95, "default")
+
+
+def test_a_generation_can_have_a_default_of_its_own():
+    def clip(config, generation):
+        return settings(config, generation).sections["eos_pooling"]["clip"].value
+
+    assert [clip(None, name) for name in (None, "G4", "G1")] == [5.0, 5.0, 0.0]
+    assert clip({"eos_pooling": {"clip": 3}}, "G1") == 3.0
+
+
+def test_an_option_may_be_left_unset(monkeypatch):
+    assert value("eos_pooling.gamma") == (None, "default")
+    assert value("eos_pooling.gamma", {"eos_pooling": {"gamma": 1}})[0] == 1.0
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.gamma=0.5")
+    assert value("eos_pooling.gamma")[0] == 0.5
+    assert "wants a number at least 0.0 and at most 1.0" in problems({"eos_pooling": {"gamma": 2}})
 
 
 def test_each_layer_beats_the_one_below_and_is_remembered(monkeypatch):

@@ -32,11 +32,28 @@ def test_hook_arguments_are_pinned():
     """Plugins written today must keep working: an argument can be added, none renamed."""
     found = {hook: list(inspect.signature(getattr(hookspecs, hook)).parameters) for hook in HOOKS}
     assert found == {
+        "action_log_probs": ["model", "frame"],
+        "align_prompts": ["input_ids", "attention_mask"],
+        "compare_group": ["score", "kl", "group_size", "kl_coef"],
+        "estimate_advantages": ["values", "rewards", "action_mask", "gamma", "lam"],
+        "experience_made": ["experience", "maker"],
+        "mark_actions": ["sequences", "prompt_width", "stops"],
         "patch_applied": ["row"],
         "pool_reward": ["hidden", "attention_mask", "positions", "model"],
         "register_defects": ["register"],
         "register_options": ["register"],
         "register_patches": ["register"],
+        "sample_answers": [
+            "maker",
+            "input_ids",
+            "attention_mask",
+            "new_tokens",
+            "generate_kwargs",
+        ],
+        "scale_advantages": ["advantages", "action_mask"],
+        "score_rows": ["model", "frame", "extras"],
+        "shape_reward": ["score", "log_ratio", "action_mask", "kl_coef"],
+        "state_values": ["model", "frame"],
     }
 
 

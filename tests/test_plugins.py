@@ -79,6 +79,21 @@ def test_the_configuration_can_keep_the_built_in():
     )
 
 
+def test_an_option_that_chooses_names_what_was_picked():
+    file = write("first_token.py", POOL)
+    for config, name in (
+        ({}, "first_token"),
+        ({"use": {"pool_reward": "masked_mean"}}, "masked_mean"),
+        ({"eos_pooling": {"pooling": "eos"}}, "eos"),
+    ):
+        settings = plan_with(file, **config).settings
+        assert settings.sections["eos_pooling"]["pooling"].value == name
+
+
+def test_a_choice_that_no_option_chooses_has_its_only_built_in():
+    assert make_plan().choices["mark_actions"].name == "up_to_the_end"
+
+
 def test_two_offers_need_a_decision():
     files = [write("one.py", POOL), write("two.py", POOL)]
     with pytest.raises(ConfigError, match=r'one, two.*\[use\] pool_reward = "one"'):

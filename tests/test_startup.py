@@ -206,7 +206,8 @@ class TestInstalled:
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == OURS
         assert (
-            "coati-ext: eos_pooling, left_padding, stable_losses on coati generation" in done.stderr
+            "coati-ext: eos_pooling, left_padding, rollout, stable_losses on coati generation"
+            in done.stderr
         )
         done = run("--patch", "stable_losses", "--", str(environment), "-c", ARMED)
         assert done.stdout.strip().startswith("coati.models")

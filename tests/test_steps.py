@@ -26,7 +26,12 @@ def test_the_generation_is_told_from_structure(upstream):
 def test_everything_fits_or_is_right_already(upstream):
     plan = make_plan()
     assert {step.state for step in plan.steps} <= {"pending", "already upstream"}
-    assert {step.patch for step in plan.steps} == {"eos_pooling", "left_padding", "stable_losses"}
+    assert {step.patch for step in plan.steps} == {
+        "eos_pooling",
+        "left_padding",
+        "rollout",
+        "stable_losses",
+    }
     plan.check()
 
 

@@ -11,6 +11,7 @@ ratio is 1 and no value has changed. See ColossalAI #4475, #3374, #4491, #3696.
 
 from __future__ import annotations
 
+from .defects import register_defects
 from .options import register_options
 from .sampler import upstream_sampler
 from .sites import register_patches
@@ -36,6 +37,7 @@ __all__ = [
     "from_logits",
     "from_reward_model",
     "gae",
+    "register_defects",
     "register_options",
     "register_patches",
     "sequence",

@@ -71,7 +71,7 @@ def make_experience_g4(
 
     def extras(frame: Frame) -> Dict[str, Any]:
         rows, columns = frame.sequences.shape
-        start = columns - frame.num_actions
+        start = torch.tensor(columns - frame.num_actions)  # reward functions call item()
         return {
             "response_start": [start] * rows,
             "response_end": list((start + frame.action_mask.sum(dim=1)).unbind()),
@@ -174,8 +174,9 @@ def _grpo_fields(
     _fix_networks(maker)
     rollout = roll_out(maker, request, extras)
     actions = rollout.frame.action_mask.sum(dim=1).clamp(min=1)
-    kl = tensors.kl_estimate(rollout.log_ratio, options("rollout").kl).sum(dim=1) / actions
-    penalised = rollout.score - maker.kl_coef * kl
+    score = rollout.score - options("rollout").missing_eos_penalty * (~rollout.ended)
+    kl = tensors.kl_estimate(rollout.log_ratio, options("rollout").kl or "k1").sum(dim=1) / actions
+    penalised = score - maker.kl_coef * kl
     made = _common_fields(rollout)
     # GRPOTrainer takes a pad in the last column to mean that an answer ended.
     if rollout.frame.num_actions < rollout.new_tokens:
@@ -188,9 +189,7 @@ def _grpo_fields(
         "values": penalised,
         "reward": penalised,
         "kl": tensors.kl_estimate(rollout.log_ratio, "k3").sum(dim=1) / actions,
-        "advantages": choice("compare_group")(
-            rollout.score, kl, maker.num_generation, maker.kl_coef
-        ),
+        "advantages": choice("compare_group")(score, kl, maker.num_generation, maker.kl_coef),
     }
 
 

@@ -33,12 +33,12 @@ class Options:
         "the real actions of a training batch on all ranks) or the scale_advantages of a plugin",
         chooses="scale_advantages",
     )
-    kl: str = option(
-        "k1",
+    kl: Optional[str] = option(
+        None,
         "the estimate that the penalty takes: k1 (the log-ratio) or k3 (never negative, at most 10 "
-        "nats an action; the default where upstream uses it, in G1 and G2)",
+        "nats an action); if not set, k3 where a whole answer is one action, as in upstream's G1 "
+        "and G2, and k1 otherwise",
         choices=("k1", "k3"),
-        defaults={"G1": "k3", "G2": "k3"},
     )
     gamma: Optional[float] = option(
         None, "discount per action; the maker's own, or 1, if not set", minimum=0, maximum=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Sequence
 
@@ -88,9 +89,16 @@ def _add_generation_functions(actor: Any, input_ids: Tensor, given: Dict[str, An
         owner = next((layer for layer in layers_of(actor) if hasattr(layer, method)), None)
         if given.get(name) is None and owner is not None:
             given[name] = getattr(owner, method)
+            if name == "update_model_kwargs_fn":
+                given[name] = partial(_updated, given[name])
     # From transformers 4.42 on, its own generate brings this along and the two methods need it.
     if given.get("update_model_kwargs_fn") is not None and given.get("cache_position") is None:
         given["cache_position"] = torch.arange(input_ids.size(1), device=input_ids.device)
+
+
+def _updated(update: Any, outputs: Any, model_kwargs: Any = None, **spread: Any) -> Any:
+    # v0.2.8 spreads the arguments that later samplers hand over as one.
+    return update(outputs, spread if model_kwargs is None else model_kwargs)
 
 
 class _Ended(Exception):

@@ -74,10 +74,11 @@ def every_token(score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: 
 
 def _penalty(log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
     settings = options("rollout")
-    penalty = kl_coef * tensors.kl_estimate(log_ratio, settings.kl)
-    if settings.advantage == "sequence":  # where upstream's penalty is the mean over the answer
-        penalty = penalty / action_mask.sum(dim=1, keepdim=True).clamp(min=1)
-    return penalty
+    if settings.advantage != "sequence":
+        return kl_coef * tensors.kl_estimate(log_ratio, settings.kl or "k1")
+    # The mean over the answer, as upstream has it, of which each action carries its share.
+    actions = action_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return kl_coef * tensors.kl_estimate(log_ratio, settings.kl or "k3") / actions
 
 
 @hookimpl(specname="estimate_advantages")

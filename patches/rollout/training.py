@@ -47,8 +47,16 @@ def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any
 def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> Any:
     """One PPO step of G3 or G4 in the experience's frame."""
     frame = _frame_of(experience)
-    critic = _Seen(self.critic, frame, _value_answer(experience))
-    with _seen_as(self, **_actor_views(self, frame), critic=critic):
+    loss = self.critic_loss_fn
+
+    def over_actions(values: Tensor, old: Tensor, advantages: Tensor, **_: Any) -> Any:
+        return loss(values, old, advantages, action_mask=frame.action_mask)
+
+    views = {
+        "critic": _Seen(self.critic, frame, _value_answer(experience)),
+        "critic_loss_fn": over_actions,
+    }
+    with _seen_as(self, **_actor_views(self, frame), **views):
         return original(self, experience)
 
 
@@ -76,9 +84,10 @@ def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
         log_probs = choice("action_log_probs")(model, frame)
         return log_probs if accepts(model, "num_actions") else {"logits": log_probs}
 
-    def weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, action_mask: Any = None) -> Any:
+    # Masked also where apply_loss_mask is off: the other columns of an answer are pads.
+    def weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, **_: Any) -> Any:
         scaled = choice("scale_advantages")(advantages.expand_as(old), frame.action_mask)
-        return loss(log_probs, old, scaled, action_mask=action_mask)
+        return loss(log_probs, old, scaled, action_mask=frame.action_mask)
 
     return {"actor": _Seen(trainer.actor, frame, answer), "actor_loss_fn": weighed}
 
