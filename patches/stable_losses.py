@@ -241,6 +241,35 @@ def register_defects(register: Callable[[Defect], None]) -> None:
             "coati_ext.patches.stable_losses:measure_default_loss",
         )
     )
+    for name, summary, function, generations in (
+        (
+            "PolicyLoss gradient",
+            "gradients of PolicyLoss that are not finite, of 3, at log-ratios to 200",
+            "measure_policy_gradient",
+            ("G1", "G2", "G3", "G4"),
+        ),
+        (
+            "ValueLoss, no mask",
+            "change of ValueLoss by a column that is no action",
+            "measure_unmasked_value",
+            ("G1", "G2"),
+        ),
+        (
+            "ValueLoss, no action",
+            "ValueLoss of rows without an action",
+            "measure_empty_value",
+            ("G3", "G4"),
+        ),
+    ):
+        register(
+            Defect(
+                name,
+                "stable_losses",
+                summary,
+                generations,
+                f"coati_ext.patches.stable_losses:{function}",
+            )
+        )
 
 
 def _at_wide_margin(loss: Any) -> float:
@@ -274,3 +303,41 @@ def measure_default_loss() -> float:
         if item.default is item.empty and name != "self"
     }
     return float(RewardModelTrainer(**given).loss_fn is None)
+
+
+def measure_policy_gradient() -> float:
+    """How many of three gradients of the policy loss are not finite."""
+    import torch
+    from coati.models.loss import PolicyLoss
+
+    log_probs = torch.tensor([[0.0, 0.1, 200.0]], requires_grad=True)
+    old, advantages = torch.zeros(1, 3), torch.tensor([[1.0, 1.0, -1.0]])
+    given = PolicyLoss()(log_probs, old, advantages, action_mask=torch.ones(1, 3))
+    loss = given[0] if isinstance(given, tuple) else given
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    return float((~gradient.isfinite()).sum())
+
+
+def measure_unmasked_value() -> float:
+    """How much a value in a masked column changes the value loss of tokens."""
+    import torch
+
+    mask = torch.tensor([[True, True, False]])
+    returns = torch.tensor([[0.5, 0.5, 0.0]])
+    calm, wild = torch.tensor([[[0.1, 0.2, 0.0]], [[0.1, 0.2, 9.0]]])
+    return abs(_value_loss(calm, returns, mask) - _value_loss(wild, returns, mask))
+
+
+def measure_empty_value() -> float:
+    """The value loss of rows in which no column is an action."""
+    import torch
+
+    return _value_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
+
+
+def _value_loss(values: Any, target: Any, mask: Any) -> float:
+    """Upstream's loss of values (B, A) that were 0; the target is reward or advantage."""
+    import torch
+    from coati.models.loss import ValueLoss
+
+    return float(ValueLoss()(values, torch.zeros_like(values), target, action_mask=mask))

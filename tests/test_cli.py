@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from coati_ext.plugins import CHOICES
+
 READ = (
     ["doctor"],
     ["list"],
@@ -71,18 +73,26 @@ def test_doctor(cli, upstream):
     assert {step["state"] for step in facts["plan"]["steps"]} <= {"pending", "already upstream"}
 
 
-def test_doctor_live_measures_every_defect_off_and_on(cli, upstream, capsys):
+@pytest.mark.parametrize(("after", "verdict", "ended"), [(0.0, "right", 0), (0.25, "wrong", 1)])
+def test_doctor_live_shows_each_defect_off_and_on(
+    cli, upstream, monkeypatch, after, verdict, ended
+):
+    """What the numbers are is told by test_defects.py."""
     from coati_ext.cli import doctor
 
+    def run_module(module, state, *, flag):
+        value, found = (0.5, "wrong") if state == "off" else (after, verdict)
+        facts = {"name": "first", "patch": "rollout", "summary": "a number", "right": 0.0}
+        return [{**facts, "value": value, "verdict": found}]
+
+    monkeypatch.setattr(doctor, "run_module", run_module)
     status, text, error = cli("doctor", "--live", "--json")
-    assert (status, error) == (0, "")
-    live = {item["name"]: item for item in json.loads(text)["live"]}
-    assert {item["verdict"] for item in live.values()} == {"right"}
-    assert live["padding, gpt2"]["before"] > 0.1
-    assert live["padding, gpt2"]["after"] <= 1e-5
-    assert live["LogExpLoss overflows"]["before"] == "inf"
-    doctor.view(json.loads(text))
-    assert "padding, gpt2" in capsys.readouterr().out
+    assert (status, error) == (ended, "")
+    (found,) = json.loads(text)["live"]
+    assert (found["before"], found["after"], found["verdict"]) == (0.5, after, verdict)
+    _, view, _ = cli("doctor", "--live")
+    assert f"a number  0.5  {after:.3g}".split() == view.split("rollout")[-1].split()[:4]
+    assert ("a defect remains" in view) == (verdict == "wrong")
 
 
 def test_demo_trains_with_the_flag_off_and_on(python, upstream):
@@ -106,10 +116,13 @@ def test_demo_without_coati_uses_a_stand_in_and_says_so(bare_python):
     assert "unknown model family 'gtp2'" in done.stderr
 
 
-def test_plan_shows_order_choice_and_digest(cli):
+def test_plan_shows_order_choice_and_digest(cli, upstream):
     facts = json.loads(cli("plan", "--json")[1])
     assert [step["order"] for step in facts["steps"]] == list(range(1, len(facts["steps"]) + 1))
-    assert facts["choices"] == {"pool_reward": "eos"}
+    assert set(facts["choices"]) == set(CHOICES)
+    assert facts["choices"]["pool_reward"] == "eos"
+    bandit = upstream.generation in ("G1", "G2")
+    assert facts["choices"]["estimate_advantages"] == ("sequence" if bandit else "gae")
     assert len(facts["digest"]) == 12
 
 

@@ -1,4 +1,4 @@
-"""Pairwise losses: finite at any margin, upstream's where upstream's are finite."""
+"""Pairwise losses and PPO's: finite at any margin, upstream's where upstream's are finite."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coati_ext
-from coati_ext.measure import measure
-from coati_ext.plan import make_plan
 from coati_ext.testing import cpu_only
 
 LOSSES = ("LogSigLoss", "LogExpLoss")
@@ -88,12 +86,99 @@ def test_the_trainer_has_a_default_loss(upstream):
             assert positional.loss_fn is mine
 
 
-def test_every_registered_defect_is_there_without_the_patches_and_gone_with_them(upstream):
-    defects = [d for d in make_plan().registry.defects if upstream.generation in d.generations]
-    assert {defect.patch for defect in defects} == {"eos_pooling", "left_padding", "stable_losses"}
-    with cpu_only():
-        before = [measure(defect) for defect in defects]
-        with coati_ext.applied():
-            after = [measure(defect) for defect in defects]
-    assert [item["name"] for item in before if item["verdict"] == "right"] == []
-    assert [item for item in after if item["verdict"] == "wrong"] == []
+def ppo_batch(dtype=torch.float32):
+    """Log-probabilities (3, 5), old ones, advantages and a mask that leaves out four columns."""
+    draw = torch.Generator().manual_seed(0)
+    new, old, advantages = (torch.randn(3, 5, generator=draw, dtype=dtype) for _ in range(3))
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    mask[0, 3:] = mask[2, 3:] = False
+    return new.requires_grad_(), old, advantages, mask
+
+
+def policy_loss(new, old, advantages, mask):
+    """The loss alone, which G3 and G4 give with two more."""
+    from coati.models.loss import PolicyLoss
+
+    given = PolicyLoss()(new, old, advantages, action_mask=mask)
+    return given[0] if isinstance(given, tuple) else given
+
+
+def value_loss(values, old, target, mask):
+    from coati.models.loss import ValueLoss
+
+    return ValueLoss()(values, old, target, action_mask=mask)
+
+
+def test_policy_loss_is_upstreams_where_upstreams_is_finite(upstream):
+    given = ppo_batch(torch.float64)
+    before = policy_loss(*given)
+    with coati_ext.applied():
+        after = policy_loss(*given)
+    assert after.item() == pytest.approx(before.item(), rel=1e-7)  # upstream divides by n + 1e-8
+    one, other = (torch.autograd.grad(loss, given[0])[0] for loss in (before, after))
+    assert torch.allclose(one, other, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("log_ratio", [-1e4, -200.0, 89.0, 200.0, 1e4])
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_policy_loss_is_finite_with_finite_gradients_at_any_ratio(on, log_ratio, sign):
+    new, old, advantages, mask = ppo_batch()
+    with torch.no_grad():
+        new[0, 0] = old[0, 0] + log_ratio
+    advantages[0, 0] = sign
+    loss = policy_loss(new, old, advantages, mask)
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert loss.isfinite()
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("junk", [float("inf"), float("-inf"), float("nan"), 1e9])
+def test_masked_columns_change_no_ppo_loss(on, upstream, junk):
+    new, old, advantages, mask = ppo_batch()
+    spoilt = [item.detach().masked_fill(~mask, junk) for item in (new, old, advantages)]
+    assert policy_loss(*spoilt, mask) == policy_loss(new, old, advantages, mask)
+    assert value_loss(*spoilt, mask) == value_loss(new, old, advantages, mask)
+
+
+def test_upstreams_policy_loss_has_gradients_that_are_not_finite(upstream):
+    new, old, advantages, mask = ppo_batch()
+    with torch.no_grad():
+        new[0, 0] = old[0, 0] + 200
+    advantages[0, 0] = -1.0
+    (gradient,) = torch.autograd.grad(policy_loss(new, old, advantages, mask), new)
+    assert not gradient.isfinite().all()
+
+
+def test_value_loss_is_upstreams_where_upstreams_is_right(upstream):
+    values, old, target, mask = ppo_batch(torch.float64)
+    if upstream.generation in ("G1", "G2"):  # of whole answers
+        values, old, target = (item[:, 0] for item in (values, old, target))
+    before = value_loss(values, old, target, mask)
+    with coati_ext.applied():
+        after = value_loss(values, old, target, mask)
+    assert after.item() == pytest.approx(before.item(), rel=1e-9)
+
+
+def test_value_loss_of_nothing_is_nothing(on):
+    values, old, target, mask = ppo_batch()
+    loss = value_loss(values, old, target, torch.zeros_like(mask))
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert loss == 0
+    assert (gradient == 0).all()
+
+
+@pytest.mark.generations("G3", "G4")
+def test_a_step_is_skipped_by_the_mean_ratio_of_the_actions(upstream):
+    """Upstream counts masked columns as ratios of 1, which dilutes the mean."""
+    from coati.models.loss import PolicyLoss
+
+    old = torch.zeros(1, 4)
+    new = torch.tensor([[3.5, 0.0, 0.0, 0.0]])  # a ratio of 33, over the threshold of 20
+    mask = torch.tensor([[True, False, False, False]])
+    skips = []
+    for config in ({"stable_losses": {"enabled": False}}, {}):
+        with coati_ext.applied(config):
+            _, skip, largest = PolicyLoss()(new, old, torch.ones(1, 4), action_mask=mask)
+            skips.append(skip)
+            assert largest.item() == pytest.approx(33.1, rel=1e-2)
+    assert skips == [False, True]

@@ -1,0 +1,43 @@
+"""``doctor --live``: every defect that is declared is there without the patches, gone with them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from coati_ext.plan import make_plan
+
+
+@pytest.fixture
+def defects(upstream):
+    """Those that the coati under test can have, by name."""
+    declared = [d for d in make_plan().registry.defects if upstream.generation in d.generations]
+    by_name = {defect.name: defect for defect in declared}
+    assert len(by_name) == len(declared)
+    return by_name
+
+
+def is_right(defect, value):
+    """Exceptions and infinite numbers come as text."""
+    return isinstance(value, float) and abs(value - defect.right) <= defect.tolerance
+
+
+def test_every_defect_is_there_without_the_patches_and_gone_with_them(python, defects):
+    live = json.loads(python.cli("doctor", "--live", "--json").stdout)["live"]
+    assert {item["name"] for item in live} == set(defects)
+    assert [item for item in live if is_right(defects[item["name"]], item["before"])] == []
+    assert [item for item in live if not is_right(defects[item["name"]], item["after"])] == []
+    assert {item["verdict"] for item in live} == {"right"}
+
+
+def test_every_default_patch_repairs_a_defect_of_each_generation(defects):
+    assert {defect.patch for defect in defects.values()} == {
+        *("eos_pooling", "left_padding", "rollout", "stable_losses")
+    }
+
+
+def test_a_defect_fits_in_a_line_of_a_table(defects):
+    for defect in defects.values():
+        assert len(defect.name) <= 28
+        assert len(defect.summary) <= 90
