@@ -46,4 +46,5 @@ def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
     session.install(".[test]", *packages, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
     session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
-    session.run("python", "-m", "pytest", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    arguments = session.posargs or ["-n", "auto"]
+    session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})

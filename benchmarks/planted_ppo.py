@@ -33,10 +33,12 @@ import coati_ext._startup  # noqa: E402, F401  what coati_ext.pth does, for chec
 from coati_ext.testing.preferences import BAD, GOOD, PLAIN, TURN  # noqa: E402
 
 SEEDS = (0, 1, 2)
-EPISODES, ROLLOUTS, ROWS = 30, 2, 32  # rollouts of an episode, answers of a rollout
-UPDATES, BATCH, LR, KL_COEF = 2, 16, 1e-3, 0.05  # rounds over an episode's answers; Adam's
+PROMPT, ANSWER = 12, 24  # longest, in tokens
+BEST = 8  # words of the best answer
 PAIRS, WRONG = 4000, 0.1  # preference pairs, and the share of them that is the wrong way round
-PROMPT, ANSWER, BEST = 12, 24, 8  # longest prompt and answer in tokens, best answer in words
+EPISODES, ROLLOUTS, ROWS = 30, 2, 32  # rollouts an episode, answers a rollout
+UPDATES, BATCH = 2, 16  # rounds over an episode's answers, answers a training step
+LR, KL_COEF = 1e-3, 0.05
 END = 5  # a run's last episodes, whose mean the table shows
 STATES = {"off": "0", "on": "1"}
 
@@ -120,9 +122,10 @@ def train(seed: int, episodes: int = EPISODES, pairs: int = PAIRS) -> Curve:
 
     class Evaluate(Callback):  # type: ignore[misc]
         def on_episode_end(self, episode: int) -> None:
-            found = evaluate(models.actor, models.initial_model, left, asked)
-            curve.append({**found, "reward": float(torch.cat(rewards).mean())})
-            rewards.clear()
+            if rewards:  # else it has failed, of which upstream tells its callbacks no less
+                found = evaluate(models.actor, models.initial_model, left, asked)
+                curve.append({**found, "reward": float(torch.cat(rewards).mean())})
+                rewards.clear()
 
     with cpu_only(), tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(seed)
@@ -184,18 +187,36 @@ def has_strategies() -> bool:
 
 def options_of_generation() -> Dict[str, Any]:
     """What upstream's trainer needs in order to run, unpatched, on the transformers installed."""
-    from importlib.util import find_spec
-
     import transformers
 
-    if has_strategies():
-        return {}
-    options: Dict[str, Any] = {"save_interval": 10**9}  # 0, the default, divides by zero
+    options: Dict[str, Any] = {}
+    if not has_strategies():
+        options["save_interval"] = 10**9  # 0, the default, divides by zero
     if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 42):
-        if find_spec("coati.distributed"):  # HEAD knows the newer caches
-            return {**options, "use_cache": True}
-        options.update(prepare_inputs_fn=None, update_model_kwargs_fn=None)
+        options.update(prepare_inputs_fn=whole_rows, update_model_kwargs_fn=longer_mask)
     return options
+
+
+def whole_rows(input_ids: Any, attention_mask: Any, **_: Any) -> Dict[str, Any]:
+    """A model's inputs while sampling: Hugging Face's, but for the cache.
+
+    Upstream cannot hand on the caches of transformers 4.42 and later.
+    """
+    places = positions(attention_mask)
+    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": places}
+
+
+def longer_mask(outputs: Any, model_kwargs: Dict[str, Any]) -> Dict[str, Any]:
+    """The arguments of the next :func:`whole_rows`, in which one token more is real."""
+    mask = model_kwargs["attention_mask"]
+    grown = mask.new_ones(mask.size(0), mask.size(1) + 1)
+    grown[:, :-1] = mask
+    return {**model_kwargs, "attention_mask": grown}
+
+
+def positions(mask: Any) -> Any:
+    """The place of each token in its own row, (B, S)."""
+    return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
 
 
 def prompt_batch(tokenizer: Any, texts: Sequence[str]) -> Dict[str, Any]:
@@ -237,10 +258,7 @@ def evaluate(
         ends = (answers == end).long()
         real = (ends.cumsum(dim=1) - ends == 0).long()
         whole = torch.cat([mask, real], dim=1)
-        inputs = {
-            "attention_mask": whole,
-            "position_ids": (whole.cumsum(dim=1) - 1).clamp(min=0),
-        }
+        inputs = {"attention_mask": whole, "position_ids": positions(whole)}
         log, log_reference = (
             item(rows, **inputs)["logits"][:, ids.size(1) - 1 : -1].log_softmax(dim=-1)
             for item in (model, language_model(reference))
@@ -273,6 +291,8 @@ def compare(coatis: Sequence[str], out: Path) -> None:
         coatis: "LABEL=FOLDER" or "LABEL=FOLDER:PYTHON" each, where FOLDER holds `coati/`.
         out: the folder for `planted_ppo.json`, `planted_ppo.md` and `planted_ppo.png`.
     """
+    import matplotlib  # noqa: F401  to fail before the runs, not after them
+
     from coati_ext.patching.source import generation_of
 
     out.mkdir(parents=True, exist_ok=True)
