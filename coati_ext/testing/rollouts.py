@@ -214,7 +214,10 @@ def ppo_trainer(
         "dataloader_pin_memory": False,
         "buffer_cpu_offload": False,
     }
-    return trainer(**{**given, **optimizers, **shared, **options})
+    made = trainer(**{**given, **optimizers, **shared, **options})
+    if not _has_strategies():
+        made.writer = None  # which fit() sets, and a single training step looks at
+    return made
 
 
 def training_step(trainer: Any, experience: Any) -> Any:
