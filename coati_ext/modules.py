@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
+
+from coati_ext import tensors
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
 _Names = Tuple[FrozenSet[str], bool]
 # What each class's forward takes. A dict, since torch.compile warns of functools.lru_cache.
@@ -27,6 +29,24 @@ def accepts(module: nn.Module, argument: str) -> bool:
         return argument in names
     _, *inside = layers_of(module)
     return bool(inside) and accepts(inside[0], argument)
+
+
+def frame_inputs(
+    model: nn.Module, mask: Tensor, position_ids: Optional[Tensor] = None
+) -> Dict[str, Tensor]:
+    """What a model is called with beside its ids: the mask, and positions where it takes them.
+
+    Args:
+        model: a backbone, an actor, or a wrapper of either.
+        mask: (B, S) bool, true for real tokens.
+        position_ids: (B, S), computed from the mask if not given.
+    """
+    inputs = {"attention_mask": mask.long()}
+    if accepts(model, "position_ids"):
+        inputs["position_ids"] = (
+            tensors.position_ids(mask) if position_ids is None else position_ids
+        )
+    return inputs
 
 
 def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:

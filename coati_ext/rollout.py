@@ -20,6 +20,7 @@ from torch.nn.functional import pad
 
 from coati_ext import ranks, tensors
 from coati_ext.active import choice, options
+from coati_ext.modules import without_dropout
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ def roll_out(
     for model in (maker.actor, maker.critic, maker.initial_model, maker.reward_model):
         if model is not None:
             model.eval()
+    for model in (maker.actor, maker.critic):  # what the training steps will recompute
+        if model is not None:
+            without_dropout(model)
     frame, ended, new_tokens = sample(maker, request)
     log_probs, base = (
         _by_rows(partial(_log_probs, model, frame), frame, request.forward_rows)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from coati_ext import Defect, Patch, Site, choice, hookimpl, option, tensors
-from coati_ext.modules import accepts, head_dtype
+from coati_ext.modules import frame_inputs, head_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,10 +55,7 @@ def forward_with_extras(
 def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     mask = tensors.token_mask(input_ids, attention_mask)
     input_ids, mask = tensors.left_frame(input_ids, mask)
-    inputs = {"attention_mask": mask.long()}
-    if accepts(self.model, "position_ids"):
-        inputs["position_ids"] = tensors.position_ids(mask)
-    hidden = self.model(input_ids, **inputs)["last_hidden_state"]
+    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
     positions = input_ids.new_full((input_ids.size(0),), input_ids.size(1) - 1)
     pooled = choice("pool_reward")(hidden, mask, positions, self)
     # A bf16 backbone may carry an fp32 head.

@@ -20,7 +20,13 @@ if TYPE_CHECKING:
         trimmed,
         without_outer_pads,
     )
-    from coati_ext.tensors.losses import pairwise_loss, policy_loss, policy_ratio, value_loss
+    from coati_ext.tensors.losses import (
+        pairwise_loss,
+        policy_loss,
+        policy_ratio,
+        real_actions,
+        value_loss,
+    )
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
 
 _HOMES = {
@@ -35,6 +41,7 @@ _HOMES = {
     "policy_loss": "coati_ext.tensors.losses",
     "policy_ratio": "coati_ext.tensors.losses",
     "position_ids": "coati_ext.tensors.frame",
+    "real_actions": "coati_ext.tensors.losses",
     "selected_log_probs": "coati_ext.tensors.answers",
     "sequence_advantage": "coati_ext.tensors.advantages",
     "terminal_reward": "coati_ext.tensors.rewards",
@@ -57,6 +64,7 @@ __all__ = [
     "policy_loss",
     "policy_ratio",
     "position_ids",
+    "real_actions",
     "selected_log_probs",
     "sequence_advantage",
     "terminal_reward",

@@ -31,6 +31,16 @@ def pairwise_loss(chosen_reward: Tensor, reject_reward: Tensor) -> Tensor:
     return -torch.nn.functional.logsigmoid(margin).mean()
 
 
+def real_actions(like: Tensor, action_mask: Optional[Tensor]) -> Tensor:
+    """A bool mask (B, A) from one of any dtype; ``None`` says that every column is an action.
+
+    Args:
+        like: (B, A), for shape and device where there is no mask.
+        action_mask: (B, A) true for real actions, or ``None``.
+    """
+    return torch.ones_like(like, dtype=torch.bool) if action_mask is None else action_mask != 0
+
+
 def policy_ratio(
     log_probs: Tensor, old_log_probs: Tensor, action_mask: Optional[Tensor]
 ) -> Tuple[Tensor, Tensor]:
@@ -44,7 +54,7 @@ def policy_ratio(
     Returns:
         The ratio in float32 or wider, and a bool mask.
     """
-    mask = torch.ones_like(log_probs, dtype=torch.bool) if action_mask is None else action_mask != 0
+    mask = real_actions(log_probs, action_mask)
     dtype = torch.promote_types(log_probs.dtype, torch.float32)
     log_ratio = (log_probs.to(dtype) - old_log_probs.to(dtype)).masked_fill(~mask, 0)
     return log_ratio.clamp(-_LARGEST, _LARGEST).exp(), mask
@@ -81,7 +91,7 @@ def value_loss(
         action_mask: (B, A) true for real actions; ``None`` says that every column is one.
         clip_eps: how far a value may move from the old one.
     """
-    mask = torch.ones_like(values, dtype=torch.bool) if action_mask is None else action_mask != 0
+    mask = real_actions(values, action_mask)
     dtype = torch.promote_types(values.dtype, torch.float32)
     values, old, target = (
         item.to(dtype).masked_fill(~mask, 0) for item in (values, old_values, returns)

@@ -15,6 +15,7 @@ from torch import nn
 
 from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy
 from coati_ext.testing.models import tiny_config, tiny_reward_model
+from coati_ext.testing.training import has_strategies, known
 
 _ACTORS = {  # G1 and G2 have classes of their own for four of the families
     "gpt2": ("coati.models.gpt", "GPTActor"),
@@ -68,7 +69,7 @@ def tiny_actor(family: str = "gpt2", *, seed: int = 0, **config_options: Any) ->
     config = tiny_config(family, **config_options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if not _has_strategies():
+        if not has_strategies():
             model = transformers.AutoModelForCausalLM.from_config(config)
         elif family in _ACTORS:
             module, name = _ACTORS[family]
@@ -93,7 +94,7 @@ def tiny_critic(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -
     config = tiny_config(family, **config_options)
     source = tiny_reward_model(family, seed=seed, **config_options)
     with torch.random.fork_rng(devices=[]):
-        if not _has_strategies():
+        if not has_strategies():
             model = import_module("coati.models").Critic(config=config)
         elif family in _CRITICS:
             module, name = _CRITICS[family]
@@ -127,7 +128,7 @@ def experience_maker(models: Models, *, tokenizer: Any, **options: Any) -> Any:
     """
     maker = import_module("coati.experience_maker").NaiveExperienceMaker
     offered = {**models._asdict(), "tokenizer": tokenizer, **options}
-    return maker(**_known(maker.__init__, offered))
+    return maker(**known(maker.__init__, offered))
 
 
 def make_experience(
@@ -157,7 +158,7 @@ def make_experience(
 def default_generate_kwargs(actor: Any, tokenizer: Any) -> Dict[str, Any]:
     """What coati's PPO script and trainer give to `generate`."""
     given: Dict[str, Any] = {}
-    if _has_strategies():
+    if has_strategies():
         inner = getattr(actor, "model", actor)
         if not hasattr(import_module("coati.models.base").Actor, "generate"):
             given["update_model_kwargs_fn"] = inner._update_model_kwargs_for_generation
@@ -190,7 +191,7 @@ def ppo_trainer(
         "actor_optim": torch.optim.Adam(models.actor.parameters(), lr=lr),
         "critic_optim": torch.optim.Adam(models.critic.parameters(), lr=lr),
     }
-    if _has_strategies():
+    if has_strategies():
         given: Dict[str, Any] = {**models._asdict(), "strategy": LocalStrategy()}
         if "tokenizer" in inspect.signature(trainer.__init__).parameters:
             given["tokenizer"] = tokenizer
@@ -215,7 +216,7 @@ def ppo_trainer(
         "buffer_cpu_offload": False,
     }
     made = trainer(**{**given, **optimizers, **shared, **options})
-    if not _has_strategies():
+    if not has_strategies():
         made.writer = None  # which fit() sets, and a single training step looks at
     return made
 
@@ -230,15 +231,5 @@ def _constant(optimizer: torch.optim.Optimizer) -> Any:
     return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
 
 
-def _has_strategies() -> bool:
-    """Whether this coati is of G1 or G2, where `coati.models.base` is a package."""
-    return hasattr(import_module("coati.models.base"), "__path__")
-
-
 def _generate_parameters() -> List[str]:
     return list(inspect.signature(import_module("coati.models.generation").generate).parameters)
-
-
-def _known(function: Any, offered: Dict[str, Any]) -> Dict[str, Any]:
-    names = inspect.signature(function).parameters
-    return {name: value for name, value in offered.items() if name in names}

@@ -43,7 +43,7 @@ def train_reward_model(
         max_length: columns of every batch; longer rows are cut as coati cuts them.
         seed: of the order of the pairs; the global random state is left as it was.
     """
-    prepare = _pair_dataset if _has_strategies() else _pair_collator
+    prepare = _pair_dataset if has_strategies() else _pair_collator
     data, collate = prepare(pairs, tokenizer, max_length)
     models, trainers = import_module("coati.models"), import_module("coati.trainer")
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
@@ -77,9 +77,9 @@ def train_reward_model(
     with cpu_only(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trainer = trainers.RewardModelTrainer(
-            **_known(trainers.RewardModelTrainer.__init__, offered)
+            **known(trainers.RewardModelTrainer.__init__, offered)
         )
-        trainer.fit(**_known(getattr(trainer, "_before_fit", trainer.fit), offered))
+        trainer.fit(**known(getattr(trainer, "_before_fit", trainer.fit), offered))
     model.eval()
 
 
@@ -122,7 +122,7 @@ def chosen_rows(
     """Return ids (S,) and bool mask (S,) of each pair's chosen answer, as coati's data path makes
     them for its reward-model trainer: S is `max_length`, or less where coati pads less.
     """
-    prepare = _pair_dataset if _has_strategies() else _pair_collator
+    prepare = _pair_dataset if has_strategies() else _pair_collator
     data, collate = prepare(pairs, tokenizer, max_length)
     if collate is None:
         items = [data[index] for index in range(len(data))]
@@ -131,7 +131,7 @@ def chosen_rows(
     return list(zip(batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()))
 
 
-def _has_strategies() -> bool:
+def has_strategies() -> bool:
     """Whether this coati is of G1 or G2, where `coati.models.base` is a package."""
     return hasattr(import_module("coati.models.base"), "__path__")
 
@@ -160,6 +160,7 @@ def _encode(tokenizer: Any, pair: Pair, answer: str) -> List[int]:
     return list(tokenizer(text)["input_ids"])
 
 
-def _known(function: Callable[..., Any], offered: Dict[str, Any]) -> Dict[str, Any]:
+def known(function: Callable[..., Any], offered: Dict[str, Any]) -> Dict[str, Any]:
+    """Of some arguments, those that a function takes by name."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in offered.items() if name in names}

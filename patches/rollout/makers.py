@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
 from coati_ext import choice, options, tensors
 from coati_ext.active import announce
-from coati_ext.modules import without_dropout
 
 from .sampler import end_tokens, stop_sequences
 
@@ -107,7 +106,6 @@ def _bandit_experience(
         mask = tensors.without_outer_pads(input_ids, pad)
     stops = tuple(map(tuple, end_tokens(eos)))
     with torch.no_grad():
-        _fix_networks(maker)
         rollout = roll_out(maker, Request(input_ids, mask, stops, pad, generate_kwargs))
         judged = judge(maker, rollout, *_discounts(maker))
         whole = options("rollout").advantage == "sequence"
@@ -148,7 +146,6 @@ def _token_experience(
 ) -> Any:
     from coati_ext.rollout import judge, roll_out
 
-    _fix_networks(maker)
     rollout = roll_out(maker, request, extras)
     gamma, lam = _discounts(maker)
     return rollout, judge(maker, rollout, gamma, lam, request.sample_rows)
@@ -171,7 +168,6 @@ def _grpo_fields(
 
     from coati_ext.rollout import roll_out
 
-    _fix_networks(maker)
     rollout = roll_out(maker, request, extras)
     actions = rollout.frame.action_mask.sum(dim=1).clamp(min=1)
     score = rollout.score - options("rollout").missing_eos_penalty * (~rollout.ended)
@@ -207,12 +203,6 @@ def _discounts(maker: Any) -> Any:
     gamma = getattr(maker, "gamma", 1.0) if settings.gamma is None else settings.gamma
     lam = getattr(maker, "lam", 0.95) if settings.lam is None else settings.lam
     return gamma, lam
-
-
-def _fix_networks(maker: Any) -> None:
-    for model in (maker.actor, maker.critic):
-        if model is not None:
-            without_dropout(model)
 
 
 def _announced(maker: Any, made: Mapping[str, Tensor]) -> Any:

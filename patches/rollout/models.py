@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import choice, tensors
-from coati_ext.modules import accepts, head_dtype, without_dropout
+from coati_ext.modules import frame_inputs, head_dtype, without_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +41,7 @@ def _values_before(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor
     import torch
 
     mask = tensors.token_mask(input_ids, attention_mask)
-    inputs = {"attention_mask": mask.long()}
-    if accepts(self.model, "position_ids"):
-        inputs["position_ids"] = tensors.position_ids(mask)
-    hidden = self.model(input_ids, **inputs)["last_hidden_state"]
+    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
     before = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
     values: Tensor = self.value_head(before.to(head_dtype(self.value_head, before.dtype)))
     return values.squeeze(-1)
@@ -55,10 +52,8 @@ def actor_g1a(
 ) -> Tensor:
     """The log-probabilities of the last actions, (B, A), for the actor before v0.3.1."""
     mask = tensors.token_mask(sequences, attention_mask)
-    inputs = {"attention_mask": mask.long()}
-    if accepts(self.model, "position_ids"):
-        inputs["position_ids"] = tensors.position_ids(mask)
-    return log_probs_of_actions(self.model(sequences, **inputs)["logits"], sequences, num_actions)
+    output = self.model(sequences, **frame_inputs(self.model, mask))
+    return log_probs_of_actions(output, sequences, num_actions)
 
 
 def log_probs_of_actions(logits: Any, sequences: Tensor, num_actions: int) -> Tensor:
@@ -107,7 +102,7 @@ def reward_of_tokens(
 
 
 def _masked_ratio(log_probs: Tensor, base: Tensor, action_mask: Optional[Tensor]) -> Any:
-    mask = log_probs == log_probs if action_mask is None else action_mask != 0
+    mask = tensors.real_actions(log_probs, action_mask)
     return mask, (log_probs - base).masked_fill(~mask, 0)
 
 

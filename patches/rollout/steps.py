@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
 
 from coati_ext import hookimpl, options, tensors
-from coati_ext.modules import accepts
+from coati_ext.modules import accepts, frame_inputs
 
 from .models import log_probs_of_actions
 
@@ -33,17 +33,14 @@ def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence
 @hookimpl(specname="action_log_probs")
 def from_logits(model: Any, frame: Frame) -> Tensor:
     """Log-probabilities (B, A) from a forward over whole rows."""
-    mask = frame.attention_mask.long()
+    inputs: Dict[str, Any] = frame_inputs(model, frame.attention_mask, frame.position_ids)
     if accepts(model, "num_actions"):  # before v0.3.1 the actor gives log-probabilities itself
-        log_probs: Tensor = model(frame.sequences, frame.num_actions, attention_mask=mask)
+        log_probs: Tensor = model(frame.sequences, frame.num_actions, **inputs)
         return log_probs
-    inputs: Dict[str, Any] = {"attention_mask": mask}
-    if accepts(model, "position_ids"):
-        inputs["position_ids"] = frame.position_ids
     if accepts(model, "use_cache"):
         inputs["use_cache"] = False
-    logits = model(frame.sequences, **inputs)["logits"]
-    return log_probs_of_actions(logits, frame.sequences, frame.num_actions)
+    output = model(frame.sequences, **inputs)
+    return log_probs_of_actions(output, frame.sequences, frame.num_actions)
 
 
 @hookimpl(specname="state_values")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator
 
-from coati_ext import choice
+from coati_ext import choice, tensors
 from coati_ext.modules import accepts
 
 if TYPE_CHECKING:
@@ -67,13 +67,9 @@ def train_group(original: Callable[..., Any], self: Any, experience: Any) -> Any
 
 
 def _frame_of(experience: Any) -> Frame:
-    import torch
-
     from coati_ext.rollout import Frame
 
-    actions = experience.action_mask
-    if actions is None:
-        actions = torch.ones_like(experience.action_log_probs, dtype=torch.bool)
+    actions = tensors.real_actions(experience.action_log_probs, experience.action_mask)
     return Frame.of(experience.sequences, experience.attention_mask, actions)
 
 
