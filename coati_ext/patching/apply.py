@@ -18,6 +18,9 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 from coati_ext.errors import DisturbedError, RefusedError
 from coati_ext.patching.steps import Step
 
+ABSENT = object()
+"""What a slot held that did not exist."""
+
 
 @dataclass(frozen=True)
 class Write:
@@ -35,8 +38,11 @@ class Write:
         setattr(self.owner, self.name, self.new)
 
     def undo(self) -> None:
-        """Put the old value back."""
-        setattr(self.owner, self.name, self.old)
+        """Put the old value back, or leave none where there was none."""
+        if self.old is ABSENT:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.old)
 
     @property
     def in_place(self) -> bool:
@@ -64,11 +70,14 @@ def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[W
     held: Dict[Tuple[int, str], Any] = {}
     for step in steps:
         owner, name = _slot(modules[step.site.module], step)
-        original = held.get((id(owner), name))
-        if original is None:
-            original = _upstream_function(owner, name, step)
+        if (id(owner), name) in held:
+            old = original = held[id(owner), name]
+        elif step.site.mode == "extend":
+            old, original = ABSENT, _inherited_function(owner, name, step)
+        else:
+            old = original = _upstream_function(owner, name, step)
         new = _replacement(step, original)
-        ledger.append(Write(owner, name, original, new, step.site.target))
+        ledger.append(Write(owner, name, old, new, step.site.target))
         held[id(owner), name] = new
         if inspect.ismodule(owner):
             ledger += _aliases(original, new, owner)
@@ -112,7 +121,7 @@ def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
         if part not in vars(owner):
             raise RefusedError(f"{step.site.target} has no {part} at run time")
         owner = vars(owner)[part]
-    if name not in vars(owner):
+    if name not in vars(owner) and step.site.mode != "extend":
         raise RefusedError(
             f"{step.site.target} does not define {name} at run time, though its source does: "
             "something has removed it"
@@ -135,6 +144,13 @@ def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
     if not same_file or code.co_firstlineno != step.function.line:
         raise RefusedError(_foreign(step, value))
     return value  # type: ignore[no-any-return]
+
+
+def _inherited_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
+    """The method that the slot's class inherits, checked to be no longer its own."""
+    if name in vars(owner):
+        raise RefusedError(_foreign(step, vars(owner)[name]))
+    return getattr(owner, name)  # type: ignore[no-any-return]
 
 
 def _foreign(step: Step, value: object) -> str:

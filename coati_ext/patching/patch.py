@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Mapping, Tuple
 
 GENERATIONS = ("G1", "G2", "G3", "G4")
-MODES = ("replace", "wrap")
+MODES = ("replace", "wrap", "extend")
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,15 @@ class Site:
     generations: Tuple[str, ...]
     """The generations in which the target is changed."""
     mode: str = "replace"
-    """``replace`` calls ``new`` in its stead; ``wrap`` calls ``new(original, *args, **kwargs)``."""
+    """``replace`` calls ``new`` in its stead; ``wrap`` calls ``new(original, *args, **kwargs)``;
+    ``extend`` does so for a method that upstream's class only inherits."""
     fits: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of each released variant that ``new`` was written for, by its label."""
     right: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of each released variant that needs no change, by its label."""
+    takes: Tuple[str, ...] = ()
+    """For a wrap that relies on the signature alone: the parameters it reads, instead of ``fits``;
+    such a target may lie in another package than coati."""
     needs: Tuple[str, ...] = ()
     """Names that an edited body must still use (``self.value_head``) to fit in structure."""
     optional: bool = False
@@ -36,6 +40,8 @@ class Site:
                 raise ValueError(f"{name!r} is not of the form 'module:Qualified.name'")
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} of {self.target} is not one of {MODES}")
+        if self.takes and self.mode != "wrap":
+            raise ValueError(f"{self.target}: only a wrap can rely on the signature alone")
         unknown = [name for name in self.generations if name not in GENERATIONS]
         if unknown or not self.generations:
             raise ValueError(
@@ -63,7 +69,8 @@ class Patch:
     default: bool = False
     """Whether ``enable()`` with nothing set switches it on."""
     after: Tuple[str, ...] = ()
-    """Names of patches whose change of a shared target this one builds upon."""
+    """Names of patches whose change of a shared target this one builds upon; they must be on,
+    unless none of its sites was written for particular code (``fits``)."""
     changes: str = ""
     """What differs in the numbers, in a few sentences for ``coati-ext explain``."""
     reference: str = ""

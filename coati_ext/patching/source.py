@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, Optional, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from coati_ext.errors import CoatiNotFoundError
 from coati_ext.patching.fingerprint import FunctionNode, fingerprint, statements
@@ -47,6 +47,12 @@ class Function:
         return fingerprint(self.node)
 
     @property
+    def parameters(self) -> Tuple[str, ...]:
+        """The names of its parameters, in order."""
+        given = self.node.args
+        return tuple(item.arg for item in (*given.args, *given.kwonlyargs))
+
+    @property
     def is_descriptor(self) -> bool:
         """Whether a decorator makes it something else than a function on its class."""
         names = {_dotted(item) for item in self.node.decorator_list}
@@ -72,11 +78,27 @@ class Coati:
     def function(self, module: str, qualname: str) -> Optional[Function]:
         """The source of ``module:qualname``, or ``None`` where this release has no such thing.
 
+        The module may be one of another package, beside which this coati is installed.
+
         Raises:
             CoatiNotFoundError: the module's file cannot be read or parsed.
         """
-        file = _module_file(self.root, module)
+        file = self._file(module)
         return None if file is None else _find(file, qualname)
+
+    def has_class(self, module: str, qualname: str) -> bool:
+        """Whether ``module`` defines a class of that name.
+
+        Raises:
+            CoatiNotFoundError: the module's file cannot be read or parsed.
+        """
+        file = self._file(module)
+        return file is not None and _body(file, qualname.split(".")) is not None
+
+    def _file(self, module: str) -> Optional[Path]:
+        package = module.split(".")[0]
+        root = self.root if package == "coati" else _package_root(package)
+        return None if root is None else _module_file(root, module)
 
 
 def find_coati() -> Coati:
@@ -182,20 +204,28 @@ def _module_file(root: Path, module: str) -> Optional[Path]:
 
 
 def _find(file: Path, qualname: str) -> Optional[Function]:
-    tree, lines = _parse(file, file.stat().st_mtime_ns)
-    body: List[ast.stmt] = tree.body
+    _, lines = _parse(file, file.stat().st_mtime_ns)
     *owners, name = qualname.split(".")
-    for owner in owners:
-        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == owner]
-        if not found:
-            return None
-        body = found[-1].body
+    body = _body(file, owners)
+    if body is None:
+        return None
     functions = [
         node
         for node in body
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name == name
     ]
     return Function(str(file), functions[-1], lines) if functions else None
+
+
+def _body(file: Path, classes: Sequence[str]) -> Optional[List[ast.stmt]]:
+    """The statements of a file, or of a class in it."""
+    body: List[ast.stmt] = _parse(file, file.stat().st_mtime_ns)[0].body
+    for name in classes:
+        found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+        if not found:
+            return None
+        body = found[-1].body
+    return body
 
 
 @lru_cache(maxsize=64)

@@ -99,6 +99,8 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
         function = coati.function(site.module, site.qualname)
     except CoatiNotFoundError as error:
         return [Step(patch.name, site, REFUSED, str(error))]
+    if site.mode == "extend":
+        return _extending_step(patch, site, coati, function)
     if function is None:
         if site.optional:
             return []
@@ -107,6 +109,8 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
     if function.is_descriptor:
         reason = f"{site.target} is no plain function or method, the only things patched here"
         return [Step(patch.name, site, REFUSED, reason, function)]
+    if site.takes:
+        return [_wrapping_step(patch, site, function)]
     found = function.fingerprint
     for label, known in site.right.items():
         if found == known:
@@ -122,6 +126,37 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
     if policy == "structural":
         reason += f"; policy structural does not let it through, because {probe}"
     return [Step(patch.name, site, REFUSED, reason, function)]
+
+
+def _extending_step(
+    patch: Patch, site: Site, coati: Coati, function: Optional[Function]
+) -> List[Step]:
+    """A step for a method that upstream's class has only by inheritance."""
+    owner, _, name = site.qualname.rpartition(".")
+    if not coati.has_class(site.module, owner):
+        if site.optional:
+            return []
+        reason = f"{site.module}:{owner} does not exist in the coati at {coati.root}"
+        return [Step(patch.name, site, REFUSED, reason)]
+    if function is not None:
+        reason = (
+            f"{function.file}, line {function.line}: {owner} has a {name} of its own, which no "
+            "release has"
+        )
+        return [Step(patch.name, site, REFUSED, reason, function)]
+    return [Step(patch.name, site, PENDING, f"{owner} inherits {name}")]
+
+
+def _wrapping_step(patch: Patch, site: Site, function: Function) -> Step:
+    """A step that lets any body pass which takes what the wrapper reads."""
+    missing = [name for name in site.takes if name not in function.parameters]
+    if missing:
+        reason = (
+            f"{function.file}, line {function.line}: {site.qualname} takes no {missing[0]} "
+            f"(it takes {', '.join(function.parameters)})"
+        )
+        return Step(patch.name, site, REFUSED, reason, function)
+    return Step(patch.name, site, PENDING, f"takes {', '.join(site.takes)}", function)
 
 
 def _difference(site: Site, function: Function) -> Tuple[str, str]:
