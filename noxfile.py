@@ -28,6 +28,7 @@ def current(session: nox.Session) -> None:
         session,
         *["torch==2.13.0", "transformers==4.51.3", "setuptools<81"],
         *["psutil", "peft", "einops", "galore_torch"],  # what importing colossalai needs
+        "ray==2.60.0",
         colossalai="0.5.0",
     )
 
@@ -38,12 +39,14 @@ def old(session: nox.Session) -> None:
     stack(
         session,
         *["torch==1.13.1", "transformers==4.31.0", "setuptools<70", "psutil"],
+        "ray==2.10.0",
         colossalai="0.3.6",
     )
 
 
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
-    session.install(".[test]", *packages, "wheel")
+    launchers = ["click", "fabric"]  # what `colossalai run` needs
+    session.install(".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
     session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
     arguments = session.posargs or ["-n", "auto"]

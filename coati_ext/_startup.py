@@ -69,8 +69,16 @@ class _ArmingLoader:
 
 
 def activate() -> None:
-    """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once."""
+    """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once.
+
+    Also what a worker of a cluster calls when it is set up, where coati may be imported already.
+    """
     if says_off(os.environ.get("COATI_EXT", "")):
+        return
+    if "coati" in sys.modules:
+        from coati_ext.switch import arm
+
+        arm()
         return
     if not any(isinstance(finder, _Watch) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Watch())

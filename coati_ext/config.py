@@ -2,11 +2,15 @@
 
 Two steps, because plugins bring options of their own: :func:`collect` reads the layers as they
 are, and :func:`resolve` checks them against what the loaded plugins declare, all problems at once.
+Where a job's processes have no such layers, on another node or in another working directory,
+:func:`freeze` hands them the entries themselves.
 """
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import json
 import os
 import re
 import sys
@@ -21,7 +25,11 @@ from coati_ext.patching.patch import Patch
 from coati_ext.patching.steps import POLICIES
 
 FILE = "coati-ext.toml"
+FROZEN = "COATI_EXT_FROZEN"
+RANK_CHECK = 60.0
+_TOP = ("plugins", "policy", "rank_check")
 _FLAG = "COATI_EXT"
+_FROZEN_MARK = ", frozen"
 ConfigArgument = Union[None, str, "os.PathLike[str]", Mapping[str, Any]]
 
 
@@ -86,6 +94,8 @@ class Settings:
     """The settings in force."""
 
     policy: Value
+    rank_check: Value
+    """Seconds that the ranks of a job wait for each other's plan, or 0 to compare nothing."""
     enabled: Mapping[str, Value]
     """Whether each patch is on."""
     sections: Mapping[str, Mapping[str, Value]]
@@ -101,14 +111,21 @@ class Settings:
         }
 
 
-def collect(config: ConfigArgument = None) -> Layers:
+def collect(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Layers:
     """Read every layer: ``pyproject.toml``, ``coati-ext.toml``, the environment, the argument.
 
+    Where ``COATI_EXT_FROZEN`` is set, it stands for all layers below the argument.
+
+    Args:
+        config: what :func:`coati_ext.enable` takes.
+        options: of ``coati-ext run``, between the environment and the argument.
+
     Raises:
-        ConfigError: a file is missing, unreadable or not TOML.
+        ConfigError: a file is missing, unreadable or not TOML, or the frozen layers are damaged.
     """
     flag = os.environ.get("COATI_EXT", "").strip()
     chosen = os.environ.get("COATI_EXT_CONFIG")
+    frozen = os.environ.get(FROZEN)
     problems: List[str] = []
     entries: List[Entry] = []
     if isinstance(config, (str, os.PathLike)):
@@ -118,14 +135,61 @@ def collect(config: ConfigArgument = None) -> Layers:
         raise ConfigError(f"enable() wants None, a path or a mapping of settings, got a {kind}")
     else:
         argument = _from_mapping(config or {}, "enable()")
-        entries += _from_file(Path("pyproject.toml"))
-        entries += _from_file(Path(chosen or FILE), named_by="COATI_EXT_CONFIG" if chosen else "")
-    if not says_off(flag) and flag.lower() not in ON:
-        names = [item.strip() for item in flag.split(",") if item.strip()]
-        entries.append(Entry(_FLAG, "only", names, "environment COATI_EXT"))
-    entries += _from_text(os.environ.get("COATI_EXT_SET", ""), problems)
+        if not frozen:
+            named_by = "COATI_EXT_CONFIG" if chosen else ""
+            entries += _from_file(Path("pyproject.toml"))
+            entries += _from_file(Path(chosen or FILE), named_by=named_by)
+    if frozen:
+        entries = _thaw(frozen)
+    else:
+        if not says_off(flag) and flag.lower() not in ON:
+            entries.append(only(flag.split(","), "environment COATI_EXT"))
+        settings = os.environ.get("COATI_EXT_SET", "").split(",")
+        entries += from_text(settings, "environment COATI_EXT_SET", problems)
     killed = bool(flag) and says_off(flag)
-    return Layers((*entries, *argument), killed, tuple(problems))
+    return Layers((*entries, *options, *argument), killed, tuple(problems))
+
+
+def only(names: Sequence[str], origin: str) -> Entry:
+    """Switch on exactly these patches."""
+    return Entry(_FLAG, "only", [name.strip() for name in names if name.strip()], origin)
+
+
+def freeze(layers: Layers) -> str:
+    """The layers as letters that every shell, launcher and ``export k="v"`` leaves alone.
+
+    URL-safe base64 of JSON. Plugin files become absolute, as the reader may be anywhere.
+    """
+    rows = [
+        (entry.section, entry.key, _absolute(entry), entry.origin.replace(_FROZEN_MARK, ""))
+        for entry in layers.entries
+    ]
+    text = json.dumps(rows, separators=(",", ":"), sort_keys=True, default=str)
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _absolute(entry: Entry) -> Any:
+    if entry.name != "plugins" or not _is_list_of_text(entry.value):
+        return entry.value
+    folder = entry.folder or Path.cwd()
+    return [str(folder / name) if name.endswith(".py") else name for name in entry.value]
+
+
+def _thaw(text: str) -> List[Entry]:
+    try:
+        padded = text + "=" * (-len(text) % 4)
+        rows = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        return [
+            Entry(str(section), str(key), value, f"{origin}{_FROZEN_MARK}")
+            for section, key, value, origin in rows
+        ]
+    except (ValueError, TypeError) as error:
+        start = text if len(text) <= 20 else f"{text[:20]}..."
+        raise ConfigError(
+            f"{FROZEN}={start} is damaged ({error}): it wants what `coati-ext run` or "
+            "coati_ext.launch.ray_runtime_env() wrote. Start the job with `coati-ext run -- "
+            f"COMMAND` anew, or unset {FROZEN} to read the files and variables here"
+        ) from error
 
 
 def resolve(
@@ -161,7 +225,7 @@ def resolve(
             f"{count} in the coati-ext settings\n{told}\n"
             f"Known patches and sections: {', '.join(draft.known)}"
         )
-    return Settings(draft.policy, draft.enabled, draft.sections, draft.use)
+    return Settings(draft.policy, draft.rank_check, draft.enabled, draft.sections, draft.use)
 
 
 class _Draft:
@@ -178,6 +242,7 @@ class _Draft:
         self.choices = choices
         self.known = sorted({*patches, *options})
         self.policy = Value(POLICIES[0])
+        self.rank_check = Value(RANK_CHECK)
         self.enabled = {name: Value(patch.default) for name, patch in patches.items()}
         self.sections = {
             section: {item.name: _default(item, generation) for item in dataclasses.fields(cls)}
@@ -233,6 +298,11 @@ class _Draft:
             if entry.value not in POLICIES:
                 return f"policy = {entry.value!r}: wants {_or(POLICIES)}"
             self.policy = Value(entry.value, entry.origin)
+        elif entry.key == "rank_check":
+            seconds, wanted = _convert(entry.value, float)
+            if wanted or seconds < 0:
+                return f"rank_check = {entry.value!r}: wants seconds, or 0 to compare nothing"
+            self.rank_check = Value(seconds, entry.origin)
         elif entry.key == "plugins":
             if not _is_list_of_text(entry.value):
                 return f"plugins = {entry.value!r}: wants a list of modules or .py files"
@@ -241,7 +311,7 @@ class _Draft:
                 f"{entry.key} = {entry.value!r}: wants a section, as in {entry.key}.enabled = true"
             )
         else:
-            match = nearest(entry.key, [*self.known, "policy", "plugins", "use"])
+            match = nearest(entry.key, [*self.known, *_TOP, "use"])
             return f"{entry.key}: no such patch or setting{match}"
         return ""
 
@@ -386,11 +456,10 @@ def _line(text: str, *names: str) -> int:
     return 0
 
 
-def _from_text(text: str, problems: List[str]) -> List[Entry]:
-    """The shell-plain form of ``COATI_EXT_SET``: ``section.key=value,...``."""
-    origin = "environment COATI_EXT_SET"
+def from_text(settings: Sequence[str], origin: str, problems: List[str]) -> List[Entry]:
+    """The entries of texts such as ``section.key=value``."""
     entries = []
-    for part in filter(None, (item.strip() for item in text.split(","))):
+    for part in filter(None, (item.strip() for item in settings)):
         name, equals, value = part.partition("=")
         section, _, key = name.strip().rpartition(".")
         if not equals or not key:

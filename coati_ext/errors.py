@@ -44,6 +44,20 @@ class DisturbedError(CoatiExtError, RuntimeError):
     """A patched name no longer holds what was written there, so undoing would break it."""
 
 
+class RankError(CoatiExtError, RuntimeError):
+    """A rank of the job that would train otherwise than the rest, or that did not report."""
+
+
+class StampError(CoatiExtError, RuntimeError):
+    """A checkpoint that was trained in another form, or whose stamp cannot be read."""
+
+
+class InputError(CoatiExtError, ValueError):
+    """A checkpoint, a data file or a folder that a command cannot work with."""
+
+    exit_code = 2
+
+
 class ScriptError(CoatiExtError, RuntimeError):
     """A process that a command started for its work has failed."""
 

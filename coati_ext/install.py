@@ -1,13 +1,66 @@
-"""How coati-ext itself is installed here, and whether its start-up file will run."""
+"""How coati-ext is installed, here and for the Pythons of launchers, and what it cannot reach."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+import shlex
+import shutil
 import site
+import subprocess
 import sys
 import sysconfig
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
-from typing import List, Optional
+from typing import Iterable, List, Optional, Sequence
+
+STARTUP_FILES = ("coati_ext.start", "coati_ext.pth")
+PROBE_LIMIT = 60  # seconds that a Python may take to start
+
+_PROBE = """
+import importlib.util, json, sys
+armed = any(type(finder).__module__ == "coati_ext._startup" for finder in sys.meta_path)
+found = importlib.util.find_spec("coati_ext")
+if found: import coati_ext
+version = coati_ext.__version__ if found else None
+print(json.dumps({"armed": armed, "version": version}))
+"""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Processes that the flag does not reach."""
+
+    what: str
+    why: str
+    way_out: str
+    here: bool
+    """Whether this process is one of them."""
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python, as one of its processes under the flag described itself."""
+
+    armed: bool
+    version: Optional[str]
+    """Of coati-ext there, or ``None`` where it is not importable."""
+    error: str = ""
+    """Why it did not start."""
+
+    def problem(self, version: str) -> str:
+        """Why it would not run the patches of this version, or nothing."""
+        if self.error:
+            return f"it does not start: {self.error}"
+        if self.version is None:
+            return "coati-ext is not installed for it"
+        if not self.armed:
+            return "it runs no start-up file of coati-ext"
+        if self.version != version:
+            return f"it has coati-ext {self.version}, and this is {version}"
+        return ""
 
 
 def kind() -> str:
@@ -22,7 +75,7 @@ def kind() -> str:
 
 
 def site_directories() -> List[Path]:
-    """The directories whose ``.pth`` files this Python reads at start."""
+    """The directories whose start-up files this Python runs."""
     if sys.flags.no_site:
         return []
     names = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -33,9 +86,99 @@ def site_directories() -> List[Path]:
 
 
 def startup_file() -> Optional[Path]:
-    """The installed ``coati_ext.pth``, or ``None`` when no process will be armed by itself."""
-    files = (directory / "coati_ext.pth" for directory in site_directories())
-    return next((file for file in files if file.is_file()), None)
+    """The installed start-up file, or ``None`` when no process will be armed by itself."""
+    return _startup_file_in(site_directories())
+
+
+def startup_reason(file: Path) -> str:
+    """Why the file is there, and why it is of its kind."""
+    arms = "arms every process of a job, workers included, while COATI_EXT is set"
+    if file.suffix == ".start":
+        return f"{arms}; Python 3.15 and newer run it and skip the line of the .pth beside it"
+    return f"{arms}; Python before 3.15 runs the one line of a .pth"
+
+
+def gaps() -> List[Gap]:
+    """What the flag cannot reach, and why: first what concerns this Python's installation."""
+    install = "pip install coati-ext (not --target, not --user) into this environment"
+    found = []
+    if startup_file() is None and not sys.flags.no_site:
+        user = None if site.ENABLE_USER_SITE else _startup_file_in([_user_site()])
+        aside = _startup_file_in(Path(name) for name in sys.path if name)
+        if user is not None:
+            why = (
+                f"{user} is in the user site directory, which -s, -I, PYTHONNOUSERSITE or a "
+                "virtual environment without system packages switches off here"
+            )
+        elif aside is not None:
+            why = (
+                f"{aside} is on sys.path but in no site directory, as pip install --target or "
+                "PYTHONPATH put it, and Python runs start-up files of site directories only"
+            )
+        elif kind() == "checkout":
+            why = "a checkout on sys.path has no start-up file"
+        else:
+            why = "no start-up file was installed with it"
+        found.append(Gap(f"every process of {sys.executable}", why, install, here=True))
+    file = startup_file()
+    if file is not None and file.parent == _user_site():
+        found.append(
+            Gap(
+                "python -s, python -I and PYTHONNOUSERSITE",
+                f"they skip the user site directory, where {file.name} is",
+                install,
+                here=False,
+            )
+        )
+    found.append(
+        Gap(
+            "python -S",
+            "it runs no start-up file at all",
+            "leave out -S, or call coati_ext.enable() in the script",
+            here=bool(sys.flags.no_site),
+        )
+    )
+    return found
+
+
+def interpreter_of(command: str) -> Optional[str]:
+    """The Python that runs a command on PATH, or ``None`` where its first line does not say."""
+    file = shutil.which(command)
+    if file is None or is_python(file):
+        return file
+    with open(file, "rb") as stream:
+        first, second, *_ = [*stream.read(4096).decode("utf-8", "replace").splitlines(), "", ""]
+    words = first[2:].split() if first.startswith("#!") else []
+    if second.startswith("'''exec' "):  # how pip writes a path too long for a first line
+        words = shlex.split(second[len("'''exec' ") :])
+    if words and Path(words[0]).name == "env":
+        words = [word for word in words[1:] if not word.startswith("-")]
+    return shutil.which(words[0]) if words and is_python(words[0]) else None
+
+
+def is_python(file: str) -> bool:
+    """Whether a command is a Python by its name."""
+    return re.match(r"(python|pypy)[\d.]*(\.exe)?$", Path(file).name) is not None
+
+
+def probe(python: str, flags: Sequence[str] = ()) -> Interpreter:
+    """Start a Python under the flag and ask whether it is armed."""
+    try:
+        done = subprocess.run(
+            [python, *flags, "-c", _PROBE],
+            env={**os.environ, "COATI_EXT": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=PROBE_LIMIT,
+        )
+        told = json.loads(done.stdout.splitlines()[-1])
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip() or str(error)).splitlines()[-1]
+        return Interpreter(False, None, last)
+    except (OSError, ValueError, IndexError, subprocess.TimeoutExpired) as error:
+        return Interpreter(False, None, f"{type(error).__name__}: {error}")
+    return Interpreter(told["armed"], told["version"])
 
 
 def version_of(package: str) -> Optional[str]:
@@ -44,3 +187,13 @@ def version_of(package: str) -> Optional[str]:
         return distribution(package).version
     except PackageNotFoundError:
         return None
+
+
+def _user_site() -> Path:
+    return Path(site.getusersitepackages())
+
+
+def _startup_file_in(folders: Iterable[Path]) -> Optional[Path]:
+    names = STARTUP_FILES if sys.version_info >= (3, 15) else STARTUP_FILES[1:]
+    files = (folder / name for folder in folders for name in names)
+    return next((file for file in files if file.is_file()), None)

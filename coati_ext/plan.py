@@ -10,10 +10,10 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from coati_ext import __version__
-from coati_ext.config import ConfigArgument, Layers, Settings, Value, collect, resolve
+from coati_ext.config import ConfigArgument, Entry, Layers, Settings, Value, collect, resolve
 from coati_ext.errors import CoatiNotFoundError, ConfigError, PluginError
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.source import Coati, find_coati
@@ -96,14 +96,18 @@ class Plan:
             raise refused
 
 
-def make_plan(config: ConfigArgument = None) -> Plan:
+def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Plan:
     """Read the settings, load the plugins and compare upstream's source with the patches.
+
+    Args:
+        config: what :func:`coati_ext.enable` takes.
+        options: of ``coati-ext run``.
 
     Raises:
         ConfigError: the settings are wrong, or two plugins offer a choice and none is named.
         RefusedError: two patches claim one target.
     """
-    layers = collect(config)
+    layers = collect(config, options)
     registry = load(layers.plugins)
     offers = {hook: registry.implementations(hook) for hook in CHOICES}
     names = {hook: [item.name for item in items] for hook, items in offers.items()}
@@ -137,6 +141,8 @@ def _find() -> Tuple[Optional[Coati], Optional[CoatiNotFoundError]]:
 def _require_parents(on: List[Patch]) -> None:
     names = {patch.name for patch in on}
     for patch in on:
+        if not any(site.fits for site in patch.sites):  # it calls through to whatever is there
+            continue
         lacking = [name for name in patch.after if name not in names]
         if lacking:
             raise ConfigError(

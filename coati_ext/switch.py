@@ -14,13 +14,14 @@ import threading
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from coati_ext import active
-from coati_ext.config import ConfigArgument
+from coati_ext import active, rank_check
+from coati_ext.config import ConfigArgument, Layers, collect
 from coati_ext.errors import AlreadyEnabledError, CoatiExtError, RefusedError
 from coati_ext.patching.apply import Write, apply_steps, undo
 from coati_ext.patching.steps import Step
+from coati_ext.patching.unreached import captured, overriding
 from coati_ext.plan import Plan, make_plan
 from coati_ext.report import APPLIED, OFF, PENDING, REFUSED, Report, Row
 
@@ -36,13 +37,12 @@ class _Session:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.ledger: List[Write] = []
+        self.captured: Tuple[str, ...] = ()
         self.closed = False
         self.failure: Optional[CoatiExtError] = None
 
     def start(self) -> None:
         """Patch what is imported and wait for the rest."""
-        import wrapt
-
         waiting: Dict[str, List[Step]] = {}
         for step in self.plan.steps:
             if step.state == PENDING:
@@ -55,22 +55,45 @@ class _Session:
             {"experience_made": registry.observer("experience_made")},
         )
         self._apply([step for name in here for step in waiting.pop(name)])
+        self.captured = captured(self.ledger)
         for name in waiting:
-            wrapt.register_post_import_hook(self._hook(waiting[name]), name)
+            steps = waiting[name]
+            self._once_imported(name, lambda steps=steps: self._apply(steps))  # type: ignore[misc]
+        if self.plan.settings.rank_check.value:
+            self._check_ranks()
 
-    def _hook(self, steps: List[Step]) -> Any:
-        def patch_module(module: ModuleType) -> None:
+    def _check_ranks(self) -> None:
+        """Compare plans with the other ranks, now if they have met, and whenever they meet."""
+        home, digest = "torch.distributed", self.plan.digest
+        limit = self.plan.settings.rank_check.value
+
+        def watch() -> None:
+            writes = rank_check.writes(digest, limit)
+            for write in writes:
+                write.do()
+            self.ledger += writes
+
+        if home not in sys.modules:
+            self._once_imported(home, watch)
+            return
+        watch()
+        rank_check.compare(digest, limit)
+
+    def _once_imported(self, name: str, work: Callable[[], None]) -> None:
+        import wrapt
+
+        def hook(module: ModuleType) -> None:
             # wrapt cannot take a hook back, so one of a closed session does nothing.
             with _lock:
                 if self.failure is not None:
                     raise self.failure
                 if not self.closed:
                     try:
-                        self._apply(steps)
+                        work()
                     except Exception as error:
                         self._fail(error)
 
-        return patch_module
+        wrapt.register_post_import_hook(hook, name)
 
     def _apply(self, steps: List[Step]) -> None:
         modules = {step.site.module: sys.modules[step.site.module] for step in steps}
@@ -96,8 +119,12 @@ class _Session:
         """The plan with what has been done so far."""
         targets = {step.site.target for step in self.plan.steps}
         written = tuple(write.where for write in self.ledger)
-        notes = tuple(f"rebound {where}" for where in written if where not in targets)
-        return self.plan.report(written, (*notes, *_overriding_subclasses(self.ledger)))
+        notes = tuple(
+            f"rebound {where}"
+            for where in written
+            if where not in targets and not where.startswith("torch.")
+        )
+        return self.plan.report(written, (*notes, *overriding(self.ledger), *self.captured))
 
 
 def enable(config: ConfigArgument = None) -> Report:
@@ -158,6 +185,12 @@ def status() -> Report:
     """What is in force now; before that, every patch is ``off``, or ``refused`` if it would be."""
     with _lock:
         return _session.report() if _session is not None else _off(make_plan(), "not enabled")
+
+
+def layers_in_force() -> Layers:
+    """The layers of what is in force now; before that, those that :func:`enable` would read."""
+    with _lock:
+        return _session.plan.layers if _session is not None else collect()
 
 
 @contextmanager
@@ -227,27 +260,3 @@ def _facts(plan: Plan) -> Dict[str, str]:
     facts["policy"] = plan.settings.policy.value
     facts["generation"] = str(plan.coati and plan.coati.generation)
     return facts
-
-
-def _overriding_subclasses(ledger: List[Write]) -> Tuple[str, ...]:
-    """Subclasses of a patched class that define the patched method anew and so are not reached."""
-    notes = []
-    for write in ledger:
-        if isinstance(write.owner, type):
-            for cls in _descendants(write.owner):
-                own = vars(cls).get(write.name)
-                if own is not None:
-                    code = getattr(own, "__code__", None)
-                    place = f" ({code.co_filename}, line {code.co_firstlineno})" if code else ""
-                    notes.append(
-                        f"{cls.__module__}.{cls.__qualname__} overrides {write.name}{place} and is "
-                        "reached only if it calls super()"
-                    )
-    return tuple(notes)
-
-
-def _descendants(cls: type) -> Iterator[type]:
-    child: type
-    for child in type.__subclasses__(cls):
-        yield child
-        yield from _descendants(child)

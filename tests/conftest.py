@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
+import venv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, Iterator, List, Optional
@@ -31,11 +33,20 @@ hypothesis.settings.load_profile("shared")
 def pytest_configure(config: pytest.Config) -> None:
     # Not in pyproject.toml, which pytest may not find beside `--coati PATH`.
     config.addinivalue_line("markers", "slow: builds wheels, starts launchers or trains a model")
+    config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "generations(*names): only these have what is tested")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
     return f"coati under test: {config.getoption('--coati') or 'the stand-ins'}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed = terminalreporter.getreports("passed")
+    covered = [what for it in passed for name, what in it.user_properties if name == "covered"]
+    if covered:
+        terminalreporter.section("covered on CUDA")
+        terminalreporter.write("".join(f"{what}\n" for what in covered))
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -104,6 +115,14 @@ def upstream(request: pytest.FixtureRequest) -> Iterator[Upstream]:
         yield request.param
 
 
+@pytest.fixture
+def newest(request: pytest.FixtureRequest) -> Iterator[Upstream]:
+    """The newest coati under test, where its generation makes no difference."""
+    folder = folders_under_test(request.config)[-1]
+    with importable(folder.folder):
+        yield folder
+
+
 class Python:
     """Fresh interpreters in which a coati is importable."""
 
@@ -146,3 +165,70 @@ def python(upstream: Upstream, tmp_path: Path) -> Python:
 def bare_python(tmp_path: Path) -> Python:
     """Fresh interpreters without any coati."""
     return Python(None, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this source tree."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-q", "-w", str(folder), str(ROOT)], check=True)
+    (file,) = folder.glob("*.whl")
+    return file
+
+
+@pytest.fixture(scope="session", params=["wheel", "editable"])
+def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of a virtual environment with coati-ext, on top of this one's packages."""
+    folder = tmp_path_factory.mktemp(request.param) / "venv"
+    python = new_environment(folder)
+    what = [str(request.getfixturevalue("wheel"))]
+    if request.param == "editable":
+        source = folder.parent / "source"
+        ignore = shutil.ignore_patterns(".git", ".nox", ".venv", "__pycache__", ".*_cache")
+        shutil.copytree(str(ROOT), str(source), ignore=ignore)
+        what = ["-e", str(source)]
+    pip = [sys.executable, "-m", "pip", "--python", str(python)]
+    subprocess.run([*pip, "install", "-q", "--no-deps", *what], check=True)
+    # Only now, or pip would find the coati-ext of the environment that runs the tests.
+    add_packages(folder)
+    return python
+
+
+def new_environment(folder: Path, *, packages: bool = False, system: bool = False) -> Path:
+    """The Python of a new virtual environment without pip, with this one's packages or without."""
+    builder = venv.EnvBuilder(with_pip=False, symlinks=True, system_site_packages=system)
+    builder.create(str(folder))
+    if packages:
+        add_packages(folder)
+    return folder / "bin" / "python"
+
+
+def add_packages(folder: Path) -> None:
+    """Give a virtual environment the packages of this one, and the commands of its launchers."""
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    (site / "zz_base.pth").write_text("\n".join(here) + "\n")
+    for name, module, function in (
+        ("torchrun", "torch.distributed.run", "main"),
+        ("colossalai", "colossalai.cli", "cli"),
+    ):
+        command = folder / "bin" / name
+        command.write_text(
+            f"#!{folder / 'bin' / 'python'}\nfrom {module} import {function}\n{function}()\n"
+        )
+        command.chmod(0o755)
+
+
+@pytest.fixture
+def installed(environment: Path, request: pytest.FixtureRequest, tmp_path: Path) -> Python:
+    """Interpreters of that environment, with the newest coati under test on the path."""
+    upstream = folders_under_test(request.config)[-1]
+    python = Python(upstream.folder, tmp_path, str(environment))
+    inherited = python.environment
+
+    def without_checkout(**variables: str) -> Dict[str, str]:
+        return {**inherited(), "PYTHONPATH": str(upstream.folder), **variables}
+
+    python.environment = without_checkout  # type: ignore[method-assign]
+    return python

@@ -8,7 +8,7 @@ from typing import Optional
 
 import pytest
 
-from coati_ext.config import collect, option, resolve
+from coati_ext.config import FROZEN, collect, freeze, from_text, only, option, resolve
 from coati_ext.errors import ConfigError
 from coati_ext.patching.patch import Patch, Site
 
@@ -241,3 +241,93 @@ def test_plugins_add_up_over_the_layers_and_remember_their_folder(monkeypatch, t
     named = collect().plugins
     assert [name for name, _, _ in named] == ["./mine.py", "package.hooks", "other"]
     assert named[0][1:] == ("coati-ext.toml line 1", tmp_path)
+
+
+def test_frozen_layers_are_the_only_source_beside_the_argument_and_the_kill_switch(
+    monkeypatch, tmp_path
+):
+    Path("pyproject.toml").write_text("[tool.coati-ext.eos_pooling]\nsteps = 8\n")
+    Path("coati-ext.toml").write_text(
+        "plugins = ['./mine.py', 'package.hooks']\n[eos_pooling]\nlam = 0.2\nkind = 'sum'\n"
+    )
+    monkeypatch.setenv("COATI_EXT", "eos_pooling")
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.clip=3,plugins=./other.py")
+    read = settings()
+    frozen = freeze(collect())
+    assert freeze(collect()) == frozen  # equal layers, equal letters
+    monkeypatch.setenv(FROZEN, frozen)
+    monkeypatch.setenv("COATI_EXT", "reward_scaling")
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.lam=0.9")
+    monkeypatch.setenv("COATI_EXT_CONFIG", "absent.toml")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    found = settings()
+    assert {k: v.value for k, v in found.sections["eos_pooling"].items()} == {
+        k: v.value for k, v in read.sections["eos_pooling"].items()
+    }
+    assert value("eos_pooling.steps") == (8, "pyproject.toml line 2, frozen")
+    assert value("eos_pooling.lam") == (0.2, "coati-ext.toml line 3, frozen")
+    assert value("eos_pooling.clip") == (3.0, "environment COATI_EXT_SET, frozen")
+    assert value("eos_pooling.enabled") == (True, "environment COATI_EXT, frozen")
+    assert value("reward_scaling.enabled") == (False, "environment COATI_EXT, frozen")
+    assert value("eos_pooling.verbose") == (False, "default")
+    names = [name for name, _, _ in collect().plugins]
+    assert names == [str(tmp_path / "mine.py"), "package.hooks", str(tmp_path / "other.py")]
+    assert freeze(collect()) == frozen  # and again, as a job within a job does
+
+    assert value("eos_pooling.lam", {"eos_pooling": {"lam": 0.4}}) == (0.4, "enable()")
+    assert value("eos_pooling.kind", {"eos_pooling": {"lam": 0.4}})[0] == "sum"
+    monkeypatch.setenv("COATI_EXT", "0")
+    assert collect().killed
+
+
+def test_options_of_run_lie_between_the_environment_and_the_argument(monkeypatch):
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.lam=0.3,eos_pooling.steps=1")
+    problems = []
+    given = from_text(["eos_pooling.lam=0.5", "oops"], "coati-ext run --set", problems)
+    layers = collect(
+        {"eos_pooling": {"steps": 2}}, [only(["reward_scaling"], "coati-ext run --patch"), *given]
+    )
+    assert [(item.name, item.origin) for item in layers.entries] == [
+        ("eos_pooling.lam", "environment COATI_EXT_SET"),
+        ("eos_pooling.steps", "environment COATI_EXT_SET"),
+        ("COATI_EXT.only", "coati-ext run --patch"),
+        ("eos_pooling.lam", "coati-ext run --set"),
+        ("eos_pooling.steps", "enable()"),
+    ]
+    assert problems == ["oops: wants section.key=value   (coati-ext run --set)"]
+
+
+def test_frozen_layers_pass_through_a_shells_export(monkeypatch):
+    import shlex
+    import subprocess
+
+    hard = "a,b \"c\" 'd' $HOME `id` \\ ~ * \u00e4\n"
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.pooling=x")
+    options = from_text([f"eos_pooling.kind={hard}x"], "coati-ext run --set", [])
+    frozen = freeze(collect(None, options))
+    assert set(frozen) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    shell = f'export {FROZEN}="{frozen}" && env -i {FROZEN}=${FROZEN} sh -c {shlex.quote("env")}'
+    done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True)
+    assert f"{FROZEN}={frozen}" in done.stdout.splitlines()
+    monkeypatch.setenv(FROZEN, frozen)
+    assert collect().entries[-1].value == f"{hard}x"
+
+
+@pytest.mark.parametrize(
+    "text", ["x", "W10=!", "W10\u00e4", "bm90IGpzb24", "WzFd", "eyJhIjoxfQ", "MQ"], ids=ascii
+)
+def test_damaged_frozen_layers_are_named_with_the_way_out(monkeypatch, text):
+    monkeypatch.setenv(FROZEN, text)
+    told = problems()
+    assert f"{FROZEN}={text} is damaged" in told
+    assert "coati-ext run -- COMMAND" in told
+    monkeypatch.setenv(FROZEN, freeze(collect_without(monkeypatch))[:-3])
+    assert "is damaged" in problems()
+
+
+def collect_without(monkeypatch):
+    monkeypatch.delenv(FROZEN)
+    monkeypatch.setenv("COATI_EXT_SET", "eos_pooling.lam=0.5")
+    return collect()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
 import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Tuple
@@ -15,6 +17,7 @@ from coati_ext.flag import says_off
 from coati_ext.report import REFUSED
 
 Facts = Dict[str, Any]
+LAUNCHERS = ("torchrun", "colossalai")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
@@ -27,6 +30,9 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         "install": install.kind(),
         "startup_file": str(file) if file else None,
         "startup_line": file.read_text().strip() if file else None,
+        "startup_why": install.startup_reason(file) if file else None,
+        "gaps": [dataclasses.asdict(gap) for gap in install.gaps()],
+        "launchers": [_launcher(name) for name in LAUNCHERS],
         "flag": os.environ.get("COATI_EXT"),
         "armed": not says_off(os.environ.get("COATI_EXT", "")) and file is not None,
         "python": sys.executable,
@@ -45,6 +51,14 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     return status, found
 
 
+def _launcher(name: str) -> Facts:
+    """A launcher on PATH, the Python that runs it, and why that would not be patched."""
+    file = shutil.which(name)
+    python = install.interpreter_of(name)
+    problem = install.probe(python).problem(__version__) if python is not None else None
+    return {"name": name, "file": file, "python": python, "problem": problem}
+
+
 def _verdict(found: Facts) -> Tuple[str, str]:
     plan = found["plan"]
     if plan["broken_plugins"]:
@@ -58,11 +72,12 @@ def _verdict(found: Facts) -> Tuple[str, str]:
         return f"{refused[0]} does not fit this coati", f"coati-ext diff {refused[0]}"
     if any(item["verdict"] != "right" for item in found.get("live", [])):
         return "a defect remains with the patches on", "coati-ext doctor --live --json"
-    if found["startup_file"] is None:
+    here = [gap for gap in found["gaps"] if gap["here"]]
+    if here:
         return (
-            "everything fits, but COATI_EXT=1 would arm no process, as no start-up file is "
-            "installed; enable() in a script works",
-            "pip install coati-ext",
+            f"everything fits, but COATI_EXT=1 would arm no process, as {here[0]['why']}; "
+            "enable() in a script works",
+            here[0]["way_out"],
         )
     if not found["armed"]:
         return "everything fits; the flag is off, so nothing is patched", "export COATI_EXT=1"
@@ -90,7 +105,9 @@ def view(found: Facts) -> None:
                 ["python", f"{found['python']}; {', '.join(versions)}"],
                 ["start-up file", file or "none in a site directory"],
                 ["  its line", found["startup_line"] or ""],
-                ["  why", "arms every process of a job, workers included, while COATI_EXT is set"],
+                ["  why", found["startup_why"] or ""],
+                *[["not armed", f"{gap['what']}: {gap['why']}"] for gap in found["gaps"]],
+                *[[item["name"], _launcher_view(item)] for item in found["launchers"]],
                 ["flag", f"COATI_EXT={flag}" if flag else "COATI_EXT is not set"],
             ],
         ),
@@ -106,6 +123,15 @@ def view(found: Facts) -> None:
         ]
         write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
     write("", f"verdict: {found['verdict']}", f"next: {found['next']}")
+
+
+def _launcher_view(item: Facts) -> str:
+    if item["file"] is None:
+        return "not on PATH"
+    if item["python"] is None:
+        return f"{item['file']}: cannot be told which Python runs it"
+    state = f"would not be patched: {item['problem']}" if item["problem"] else "armed by the flag"
+    return f"{item['file']}, under {item['python']}: {state}"
 
 
 def _number(value: Any) -> str:

@@ -281,7 +281,7 @@ def config_facts(options: Namespace) -> Tuple[int, Facts]:
     """Every setting in force with where it came from."""
     plan = make_plan()
     settings = plan.settings
-    values = {"policy": settings.policy}
+    values = {"policy": settings.policy, "rank_check": settings.rank_check}
     values.update({f"{name}.enabled": value for name, value in settings.enabled.items()})
     for section, items in settings.sections.items():
         values.update({f"{section}.{key}": value for key, value in items.items()})

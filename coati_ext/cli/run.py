@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Dict, NoReturn, Tuple
+from typing import Any, Dict, Iterator, List, NoReturn, Sequence, Tuple
 
+from coati_ext import __version__, install, launch
+from coati_ext.config import FROZEN, Entry, freeze, from_text, only
 from coati_ext.errors import ConfigError, RefusedError
 from coati_ext.flag import says_off
-from coati_ext.install import startup_file
 from coati_ext.plan import make_plan
 
 
@@ -44,40 +46,94 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
         raise ConfigError("nothing to run: coati-ext run -- torchrun train.py")
     if shutil.which(command[0]) is None:
         raise ConfigError(f"no command {command[0]} on PATH")
-    os.environ.update(environment(options))
-    plan = make_plan()
+    entries = _entries(options)
+    if options.config:  # whoever names a file means that one, whatever an outer run has frozen
+        os.environ.pop(FROZEN, None)
+        os.environ["COATI_EXT_CONFIG"] = str(Path(options.config).resolve())
+    plan = make_plan(options=entries)
     plan.check()
-    if startup_file() is None:
-        raise RefusedError(
-            "the start-up file coati_ext.pth is in no site directory of this Python, so the "
-            "command's processes would not be patched: install coati-ext with pip (not --target) "
-            "into this environment, or call coati_ext.enable() in the script"
-        )
+    _require_armed(command)
+    os.environ.update(_variables(freeze(plan.layers)))
+    for name in ("COATI_EXT_SET", "COATI_EXT_CONFIG"):  # frozen now, and may hold quotes or $
+        os.environ.pop(name, None)
     print(plan.report().headline, file=sys.stderr)
     _become(command)
 
 
-def environment(options: Namespace) -> Dict[str, str]:
-    """The variables that carry the options: plain enough for a shell's ``export k="v"``."""
-    for setting in options.set:
-        if "," in setting or '"' in setting or "$" in setting:
-            raise ConfigError(
-                f"--set {setting}: a value with , or quotes or $ does not survive the launchers' "
-                "shells; put it into coati-ext.toml"
+def _entries(options: Namespace) -> List[Entry]:
+    problems: List[str] = []
+    entries = from_text(options.set, "coati-ext run --set", problems)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    if options.patch:
+        entries.insert(0, only(options.patch, "coati-ext run --patch"))
+    return entries
+
+
+def _require_armed(command: Sequence[str]) -> None:
+    """Raise unless every Python that the command is known to start is armed by itself."""
+    asked = 0
+    for name, python, flags in _pythons(command):
+        asked += 1
+        problem = install.probe(python, flags).problem(__version__)
+        if problem:
+            call = " ".join([python, *flags])
+            raise RefusedError(
+                f"{name} runs under {call}, whose processes would not be patched: {problem}. "
+                f"Install coati-ext {__version__} there ({python} -m pip install ..., not "
+                "--target), put the environment's own command first on PATH, or call "
+                "coati_ext.enable() in the script; `coati-ext doctor` tells what is installed"
             )
-    settings = [item for item in (os.environ.get("COATI_EXT_SET", ""), *options.set) if item]
-    variables = {"COATI_EXT": ",".join(options.patch) or _flag()}
-    if settings:
-        variables["COATI_EXT_SET"] = ",".join(settings)
-    if options.config:
-        variables["COATI_EXT_CONFIG"] = str(Path(options.config).resolve())
-    return variables
+    for gap in install.gaps():
+        if gap.here and not asked:
+            raise RefusedError(
+                f"{gap.what} would not be patched: {gap.why}. The way out: {gap.way_out}, or call "
+                "coati_ext.enable() in the script"
+            )
 
 
-def _flag() -> str:
-    """The caller's own ``COATI_EXT`` stands, except that off is overruled by asking to run."""
+def _pythons(command: Sequence[str]) -> Iterator[Tuple[str, str, List[str]]]:
+    """The commands whose Python can be told: name, Python and its own options."""
+    names = [command[0]]
+    if Path(command[0]).name == "colossalai" and "run" in command[1:2]:
+        names.append("torchrun")  # which it takes from PATH
+    for name in names:
+        if shutil.which(name) is None:
+            raise ConfigError(
+                f"no {name} on PATH, which {command[0]} run starts: install torch there"
+            )
+        python = install.interpreter_of(name)
+        if python is not None:
+            yield name, python, _flags(command[1:]) if install.is_python(name) else []
+
+
+def _flags(arguments: Sequence[str]) -> List[str]:
+    """Python's own options, in front of its script, that decide which start-up files run."""
+    flags: List[str] = []
+    rest = iter(arguments)
+    for argument in rest:
+        option = re.match(r"-([^-cmWX]*)([cmWX]?)(.*)", argument)
+        if option is None or argument == "-":
+            break
+        letters, last, value = option.groups()
+        flags += [f"-{letter}" for letter in letters if letter in "EISs"]
+        if last in ("c", "m"):
+            break
+        if last and not value:  # of -W and -X, which is the next argument
+            next(rest, "")
+    return flags
+
+
+def _variables(frozen: str) -> Dict[str, str]:
+    """What the job's processes inherit: plain enough for a shell's ``export k="v"``."""
     given = os.environ.get("COATI_EXT", "")
-    return "1" if says_off(given) else given
+    variables = {
+        "COATI_EXT": "1" if says_off(given) else given,  # off is overruled by asking to run
+        FROZEN: frozen,
+        launch.RAY_HOOK: launch.OUR_HOOK,
+    }
+    other = os.environ.get(launch.RAY_HOOK, launch.OUR_HOOK)
+    return variables if other == launch.OUR_HOOK else {**variables, launch.OTHER_HOOK: other}
 
 
 def _become(command: Any) -> NoReturn:

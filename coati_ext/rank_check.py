@@ -1,0 +1,138 @@
+"""Whether all ranks of a job train alike: at distributed start they compare their plans.
+
+Through the store by which the ranks have just met, not by a collective, in which every rank would
+wait forever for one that knows nothing of coati-ext.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import sys
+import time
+import warnings
+from datetime import timedelta
+from itertools import count
+from typing import Any, Dict, List
+
+from coati_ext.errors import RankError
+from coati_ext.patching.apply import Write
+
+_rounds = count()
+_SLACK = 10.0  # seconds by which the other ranks wait longer for rank 0 than it for them
+_HOMES = ("torch.distributed", "torch.distributed.distributed_c10d")
+
+
+def writes(digest: str, limit: float) -> List[Write]:
+    """What to write so that each start of ``torch.distributed`` ends with :func:`compare`."""
+    home = sys.modules[_HOMES[0]]
+    if not hasattr(home, "init_process_group"):  # a torch that was built without it
+        return []
+    original = home.init_process_group
+
+    @functools.wraps(original)
+    def init_process_group(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        compare(digest, limit)
+        return result
+
+    return [
+        Write(sys.modules[name], "init_process_group", original, init_process_group, where(name))
+        for name in _HOMES
+    ]
+
+
+def where(module: str) -> str:
+    """The slot in words."""
+    return f"{module}:init_process_group"
+
+
+def compare(digest: str, limit: float) -> None:
+    """Return if all ranks have the same plan; one process alone always has.
+
+    Args:
+        digest: of this rank's plan.
+        limit: seconds to wait for the other ranks.
+
+    Raises:
+        RankError: some rank has another plan, or has not reported in time; the message names it.
+    """
+    import torch.distributed as dist
+
+    if not dist.is_initialized() or dist.get_world_size() < 2:
+        return
+    try:
+        store = _store(f"coati_ext/{next(_rounds)}")
+    except Exception as error:
+        warnings.warn(
+            f"coati-ext cannot compare the ranks' plans: torch gives no store ({error})",
+            stacklevel=2,
+        )
+        return
+    rank, size = dist.get_rank(), dist.get_world_size()
+    store.set(str(rank), f"{digest} {socket.gethostname()}")
+    if rank:
+        verdict = _read(store, "verdict", limit + _SLACK)
+        if verdict is None:
+            verdict = _absent([0], limit)
+        else:
+            store.set(f"read by {rank}", "yes")
+    else:
+        end = time.monotonic() + limit
+        reports = {
+            other: _read(store, str(other), max(0.01, end - time.monotonic()))
+            for other in range(size)
+        }
+        verdict = _verdict(reports, limit)
+        store.set("verdict", verdict)
+        if verdict:  # rank 0 may hold the store, in which the others read why it stops
+            for other in range(1, size):
+                if reports[other] is not None:
+                    _read(store, f"read by {other}", 1.0)
+    if verdict:
+        raise RankError(verdict)
+
+
+def _verdict(reports: Dict[int, Any], limit: float) -> str:
+    """What is wrong, or nothing."""
+    absent = [rank for rank, report in reports.items() if report is None]
+    if absent:
+        return _absent(absent, limit)
+    plans: Dict[str, List[str]] = {}
+    for rank, report in reports.items():
+        digest, host = report.split(" ", 1)
+        plans.setdefault(digest, []).append(f"{rank} ({host})")
+    if len(plans) == 1:
+        return ""
+    usual, *others = sorted(plans, key=lambda digest: -len(plans[digest]))
+    told = "; ".join(f"rank {', '.join(plans[digest])} has plan {digest}" for digest in others)
+    return (
+        f"the ranks of this job do not train alike: {told}, the others {usual}. Compare `coati-ext "
+        "plan` there and here: coati, coati-ext, settings or plugins differ. To hand one "
+        "configuration to all, start the job with coati-ext run"
+    )
+
+
+def _absent(ranks: List[int], limit: float) -> str:
+    names = ", ".join(map(str, ranks))
+    return (
+        f"rank {names} of this job never reported a plan within {limit:g} s, so its coati is "
+        "probably unpatched: is coati-ext installed there, is COATI_EXT set, and does it import "
+        "coati? (rank_check = SECONDS allows more time, rank_check = 0 skips the comparison)"
+    )
+
+
+def _read(store: Any, key: str, seconds: float) -> Any:
+    """The text under a key, or ``None`` if nobody wrote it in time."""
+    try:
+        store.wait([key], timedelta(seconds=seconds))
+    except RuntimeError:
+        return None
+    return store.get(key).decode()
+
+
+def _store(prefix: str) -> Any:
+    """Where the ranks met, which torch has no public name for."""
+    from torch.distributed import distributed_c10d as c10d
+
+    return c10d.PrefixStore(prefix, c10d._get_default_store())
