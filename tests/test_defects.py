@@ -33,7 +33,7 @@ def test_every_defect_is_there_without_the_patches_and_gone_with_them(python, de
 
 def test_every_default_patch_repairs_a_defect_of_each_generation(defects):
     assert {defect.patch for defect in defects.values()} == {
-        *("eos_pooling", "left_padding", "rollout", "stable_losses")
+        *("eos_pooling", "left_padding", "provenance", "rollout", "stable_losses")
     }
 
 

@@ -299,7 +299,7 @@ def test_a_plugin_brings_a_patch_options_a_defect_and_an_observer(upstream):
 
 
 def test_a_plugins_patch_of_a_built_ins_target_needs_an_order(upstream):
-    with pytest.raises(RefusedError, match="scale and stable_losses both change"):
+    with pytest.raises(RefusedError, match="stable_losses and scale both change"):
         plan_with(complete_plugin(after=()))
     with pytest.raises(ConfigError, match="builds upon stable_losses, which is off"):
         plan_with(complete_plugin(after=("stable_losses",)), stable_losses={"enabled": False})

@@ -29,6 +29,7 @@ def test_everything_fits_or_is_right_already(upstream):
     assert {step.patch for step in plan.steps} == {
         "eos_pooling",
         "left_padding",
+        "provenance",
         "rollout",
         "stable_losses",
     }

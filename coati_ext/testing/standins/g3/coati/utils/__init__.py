@@ -1,4 +1,4 @@
 from .accumulative_meter import AccumulativeMeanMeter
-from .ckpt_io import save_checkpoint
+from .ckpt_io import load_checkpoint, save_checkpoint
 
-__all__ = ["AccumulativeMeanMeter", "save_checkpoint"]
+__all__ = ["AccumulativeMeanMeter", "load_checkpoint", "save_checkpoint"]
