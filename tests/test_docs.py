@@ -60,11 +60,10 @@ def test_hook_arguments_are_pinned():
 def test_the_commands_in_the_readme_exist():
     from coati_ext.cli import _parser
 
-    commands = set(
-        re.findall(r"coati-ext (doctor|list|plan|explain|diff|run|config|plugins|demo)", README)
-    )
+    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|migrate"
+    commands = set(re.findall(rf"coati-ext ({known})", README))
     usage = _parser().format_help()
-    assert commands >= {"doctor", "run", "demo"}
+    assert commands >= {"doctor", "run", "demo", "migrate"}
     for command in commands:
         assert f"\n    {command} " in usage
 

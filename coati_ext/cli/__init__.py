@@ -12,7 +12,7 @@ import sys
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.cli import demo, doctor, read, run
+from coati_ext.cli import demo, doctor, migrate, read, run
 from coati_ext.errors import CoatiExtError
 
 Facts = Dict[str, Any]
@@ -77,4 +77,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_arguments(sub)
     sub = add("demo", "train a tiny reward model, flag off and on", demo.facts, demo.view)
     demo.add_arguments(sub)
+    sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)
+    migrate.add_arguments(sub)
     return parser

@@ -1,0 +1,150 @@
+"""Re-fit the value head of a mean-pooled reward model (G1) so that it reads the last real token.
+
+The backbone stays as it is. Its hidden state at the last real token of every answer is computed
+once, in batches that survive a kill; on those the head is the solution of a convex problem.
+
+Letters: B rows, S sequence columns, H hidden, N pairs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, Dict
+
+import torch
+
+from coati_ext import __version__, stamp
+from coati_ext.errors import InputError
+from coati_ext.migrate.checkpoint import RewardModel, Weights, read_weights
+from coati_ext.migrate.data import ANSWERS, load_tokenizer, read_pairs, split
+from coati_ext.migrate.features import batches_of, compute, open_part
+from coati_ext.migrate.head import Head, accuracy, correlation, fit, loss, ranks
+from coati_ext.migrate.task import Task
+
+__all__ = ["Task", "migrate"]
+
+Facts = Dict[str, Any]
+
+
+def migrate(task: Task) -> Facts:
+    """Write the re-fitted reward model and tell what has become of its scores.
+
+    Raises:
+        InputError: the checkpoint, the data or a folder cannot be used; nothing is written.
+        StampError: the checkpoint carries a corrupt stamp.
+    """
+    _check_output(task)
+    pairs = read_pairs(task.data)
+    fitted, held_out = split(len(pairs), task.held_out)
+    _check_stamp(task.checkpoint)
+    tokenizer = load_tokenizer(task.tokenizer)
+    weights = read_weights(task.checkpoint)
+    device = _device(task.device)
+    model = RewardModel(weights, task.pretrained, device, str(task.checkpoint))
+    _check_length(task, model)
+    open_part(task, model, tokenizer)
+    features, resumed = compute(task, model, tokenizer, pairs)
+
+    old = model.head
+    weight = fit(features.hidden[fitted], old.weight[0])
+    refitted = Head(weight.unsqueeze(0), torch.zeros(1, dtype=weight.dtype))
+    # Pairs say nothing about the zero of the scores, so their mean stays where it was.
+    drop = features.old[fitted].double().mean() - refitted(features.hidden[fitted]).mean()
+    # What is written is what is told: the head is rounded as the checkpoint keeps it.
+    new = Head(weight.unsqueeze(0).to(old.weight.dtype), drop.view(1).to(old.bias.dtype))
+
+    hidden, before = features.hidden[held_out], features.old[held_out].double()
+    unfitted, after = old(hidden), new(hidden)
+    _write(task, model.with_head(weights, new), tokenizer, model.prefix)
+    return {
+        "checkpoint": str(task.checkpoint),
+        "output": str(task.output),
+        "fitted_pairs": len(fitted),
+        "held_out_pairs": len(held_out),
+        **{
+            name: {
+                "mean_pooled": measure(before),
+                "read_at_eos": measure(unfitted),
+                "refitted": measure(after),
+            }
+            for name, measure in (("pair_accuracy", accuracy), ("held_out_loss", loss))
+        },
+        "fitting_loss": {
+            "read_at_eos": loss(old(features.hidden[fitted])),
+            "refitted": loss(new(features.hidden[fitted])),
+        },
+        "correlation": {
+            "pearson": correlation(before.flatten(), after.flatten()),
+            "spearman": correlation(ranks(before.flatten()), ranks(after.flatten())),
+        },
+        "examples": [
+            {
+                "line": pairs[pair].line,
+                **{
+                    f"{answer}_{form}": float(scores[place, column])
+                    for column, answer in enumerate(ANSWERS)
+                    for form, scores in (("before", before), ("after", after))
+                },
+            }
+            for place, pair in enumerate(held_out[:5])
+        ],
+        "batches": len(batches_of(pairs, task.batch_size)),
+        "batches_resumed": resumed,
+    }
+
+
+def _check_output(task: Task) -> None:
+    if os.path.lexists(str(task.output)):
+        raise InputError(f"{task.output} exists and is not overwritten: give another --output")
+    if not task.output.parent.is_dir():
+        raise InputError(f"there is no folder {task.output.parent} for --output")
+
+
+def _check_stamp(checkpoint: Path) -> None:
+    found, _ = stamp.read(checkpoint) if checkpoint.exists() else (None, "")
+    if found is not None and found.pooling != "mean over all columns":
+        raise InputError(
+            f"{checkpoint} is stamped and was not trained mean-pooled ({found.form}), so there is "
+            "nothing to migrate: use it as it is"
+        )
+
+
+def _check_length(task: Task, model: RewardModel) -> None:
+    positions = getattr(model.backbone.config, "max_position_embeddings", None)
+    if positions is not None and task.max_length > positions:
+        raise InputError(
+            f"--max-length {task.max_length} is more than the {positions} positions of "
+            f"{task.pretrained}: give the length that the model was trained with"
+        )
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except Exception as error:  # each backend has its own
+        raise InputError(f"--device {name} cannot be used here: {error}") from error
+
+
+def _write(task: Task, weights: Weights, tokenizer: Any, prefix: str) -> None:
+    """Write the stamped checkpoint at once, and take away what led to it."""
+    mark = stamp.Stamp(
+        kind="reward model",
+        pooling="eos",
+        padding="left",
+        position_ids="from the mask",
+        end_token=tokenizer.eos_token_id,
+        tokenizer=stamp.tokenizer_fingerprint(tokenizer),
+        generation="G1",
+        version=__version__,
+        digest="",
+    )
+    stamp.put(weights, mark, prefix.rstrip("."))
+    new = task.part / "checkpoint.new"
+    torch.save(weights, str(new))
+    _check_output(task)  # somebody may have written there meanwhile
+    os.replace(str(new), str(task.output))
+    shutil.rmtree(str(task.part))

@@ -1,0 +1,103 @@
+"""The user's preference pairs, and their tokenizer."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Dict, List, Tuple
+
+from coati_ext.errors import InputError
+
+FIELDS = ("prompt", "chosen", "rejected")
+ANSWERS = ("chosen", "rejected")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One preference, and the line of the data file that it stands in."""
+
+    line: int
+    texts: Dict[str, str]
+    """``chosen`` and ``rejected``, each with its prompt before it."""
+
+
+def read_pairs(file: Path) -> List[Pair]:
+    """The preference pairs of a JSON Lines file.
+
+    Raises:
+        InputError: it cannot be read, or a line is no pair; the first of them are named.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the pairs in {file}: {error}") from error
+    pairs, problems = [], []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                pairs.append(_pair(line, number))
+            except InputError as error:
+                problems.append(f"  line {number}: {error}")
+    if problems:
+        more = f"\n  and {len(problems) - 5} more lines" if len(problems) > 5 else ""
+        raise InputError(
+            f"{len(problems)} of {len(problems) + len(pairs)} lines of {file} are no preference "
+            'pairs; expected {"prompt": "...", "chosen": "...", "rejected": "..."} on each\n'
+            + "\n".join(problems[:5])
+            + more
+        )
+    return pairs
+
+
+def _pair(line: str, number: int) -> Pair:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"no JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise InputError(f"an object was expected, not {type(record).__name__}")
+    missing = [name for name in FIELDS if name not in record]
+    if missing:
+        found = ", ".join(map(str, record)) or "nothing"
+        raise InputError(f"{' and '.join(missing)} missing (found {found})")
+    for name in FIELDS:
+        if not isinstance(record[name], str):
+            raise InputError(f"{name} is {type(record[name]).__name__}, a text was expected")
+    return Pair(number, {answer: record["prompt"] + record[answer] for answer in ANSWERS})
+
+
+def split(pairs: int, share: float) -> Tuple[List[int], List[int]]:
+    """Which pairs are fitted on and which held out; the same for the same number and share.
+
+    Raises:
+        InputError: none would be left on one side.
+    """
+    count = round(pairs * share)
+    if not 0 < count < pairs:
+        raise InputError(
+            f"holding out {share:g} of {pairs} pairs leaves {pairs - count} to fit on and {count} "
+            "to measure with: give more pairs, or another --held-out between 0 and 1"
+        )
+    held_out = set(random.Random(0).sample(range(pairs), count))
+    return [pair for pair in range(pairs) if pair not in held_out], sorted(held_out)
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer that the rows are made with.
+
+    Raises:
+        InputError: there is none, or it has no end token.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"there is no tokenizer in {name}: {error}") from error
+    if tokenizer.eos_token is None:
+        raise InputError(f"the tokenizer in {name} has no eos_token, which ends every answer")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as G1's scripts do
+    return tokenizer

@@ -1,0 +1,118 @@
+"""What the backbone says of every answer, computed once, in batches that survive a kill."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, List, Sequence, Tuple
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from coati_ext import __version__, stamp
+from coati_ext.errors import InputError
+from coati_ext.migrate.checkpoint import RewardModel, files_of
+from coati_ext.migrate.data import ANSWERS, Pair
+from coati_ext.migrate.task import Task
+
+_PLAN = "coati_ext.migrate.json"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone says of N pairs, the chosen answer of each before the rejected one."""
+
+    hidden: Tensor
+    """(N, 2, H) float32, at the last real token."""
+    old: Tensor
+    """(N, 2) float32, the scores in the old form."""
+
+
+def compute(
+    task: Task, model: RewardModel, tokenizer: Any, pairs: Sequence[Pair]
+) -> Tuple[Features, int]:
+    """The features of all pairs, and how many batches of them were there already."""
+    end_kept = copy.deepcopy(tokenizer)
+    end_kept.padding_side = end_kept.truncation_side = "left"
+    cut = {"max_length": task.max_length, "truncation": True, "return_tensors": "pt"}
+    found, resumed = [], 0
+    with Progress(console=Console(stderr=True)) as bar, torch.no_grad():
+        batches = batches_of(pairs, task.batch_size)
+        for number, batch in enumerate(bar.track(batches, description="reading the answers")):
+            file = task.part / f"{number:06d}.pt"
+            if file.is_file():
+                resumed += 1
+            else:
+                texts = [
+                    pair.texts[name] + tokenizer.eos_token for pair in batch for name in ANSWERS
+                ]
+                hidden = model.hidden(end_kept(texts, padding=True, **cut))
+                old = model.mean_pooled(tokenizer(texts, padding="max_length", **cut))
+                shape = (len(batch), len(ANSWERS), -1)
+                item = {"hidden": hidden.view(shape), "old": old.view(shape[:2])}
+                _put(file, partial(torch.save, item))
+            found.append(torch.load(str(file), weights_only=True))
+    return Features(
+        **{name: torch.cat([item[name] for item in found]) for name in found[0]}
+    ), resumed
+
+
+def batches_of(pairs: Sequence[Pair], size: int) -> List[Sequence[Pair]]:
+    """The pairs, so many at a time."""
+    return [pairs[start : start + size] for start in range(0, len(pairs), size)]
+
+
+def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
+    """Make the folder of features, or find the one of an earlier run of the same task."""
+    pads = f"{tokenizer.pad_token_id} on the {tokenizer.padding_side}"
+    plan = {
+        "coati-ext": __version__,
+        "checkpoint": _sha256(files_of(task.checkpoint)),
+        "pretrained": task.pretrained,
+        "data": _sha256([task.data]),
+        "tokenizer": f"{stamp.tokenizer_fingerprint(tokenizer)}, pads {pads}",
+        "max_length": task.max_length,
+        "batch_size": task.batch_size,
+        "device": model.device.type,
+    }
+    task.part.mkdir(exist_ok=True)
+    file = task.part / _PLAN
+    if {item.name for item in task.part.iterdir()} <= {_PLAN}:
+        _put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        differing = [name for name in plan if found.get(name) != plan[name]]
+    except (OSError, ValueError, AttributeError):
+        raise InputError(
+            f"{task.part} is in the way and no folder of coati-ext migrate: move it, or give "
+            "another --output"
+        ) from None
+    if differing:
+        told = "".join(f"\n  {n}: {found.get(n)} there, {plan[n]} now" for n in differing)
+        raise InputError(
+            f"{task.part} is what another run has computed so far:{told}\nGive what it was given "
+            "to go on with it, or remove that folder to start anew"
+        )
+
+
+def _put(file: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file at once or not at all."""
+    new = file.with_name(file.name + ".new")
+    write(new)
+    os.replace(str(new), str(file))
+
+
+def _sha256(files: Sequence[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()

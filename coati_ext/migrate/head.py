@@ -1,0 +1,83 @@
+"""A value head, the best one for some pairs, and how good its scores are."""
+
+from __future__ import annotations
+
+from typing import Optional
+
+import torch
+from torch import Tensor, nn
+
+
+class Head:
+    """A value head, in double precision."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        self.weight = weight
+        self.bias = bias
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Scores (...) of hidden states (..., H)."""
+        scores: Tensor = hidden.double() @ self.weight[0].double() + self.bias.double()
+        return scores
+
+
+def fit(hidden: Tensor, start: Tensor) -> Tensor:
+    """The weight (H,) of least pairwise logistic loss near an old one, in double precision.
+
+    Each component counts in units of its own spread. A move from the start costs half its squared
+    length, times H/N: as if one that changes the margins by about 1 were expected. This settles
+    what the pairs leave open, and as the start itself costs nothing, its loss is never exceeded.
+
+    Args:
+        hidden: (N, 2, H), the chosen answer of each pair before the rejected one.
+        start: (H,), the old weight.
+    """
+    difference = hidden[:, 0].double() - hidden[:, 1].double()
+    spread = difference.pow(2).mean(dim=0).sqrt()
+    # What varies by less than a hundredth of its size may be rounding, which is not to be blown up.
+    size = hidden.double().pow(2).mean(dim=(0, 1)).sqrt()
+    unit = torch.maximum(spread, size / 100).clamp(min=torch.finfo(torch.float64).tiny)
+    scaled, margin = difference / unit, difference @ start.double()
+    ridge = scaled.size(1) / scaled.size(0) / 2
+    move = torch.zeros_like(unit, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [move],
+        max_iter=1000,
+        tolerance_grad=1e-8,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def objective() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.softplus(-(margin + scaled @ move)).mean()
+        loss = loss + ridge * move.pow(2).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(objective)  # type: ignore[no-untyped-call]
+    return start.double() + move.detach() / unit
+
+
+def accuracy(scores: Tensor) -> float:
+    """The share of pairs (N, 2) whose chosen answer scores higher."""
+    return float((scores[:, 0] > scores[:, 1]).double().mean())
+
+
+def loss(scores: Tensor) -> float:
+    """The mean pairwise logistic loss of scores (N, 2)."""
+    return float(nn.functional.softplus(scores[:, 1] - scores[:, 0]).mean())
+
+
+def correlation(one: Tensor, other: Tensor) -> Optional[float]:
+    """Pearson's correlation of two lists of numbers; ``None`` where one does not vary."""
+    one, other = one - one.mean(), other - other.mean()
+    size = one.norm() * other.norm()
+    return float(one @ other / size) if size > 0 else None
+
+
+def ranks(values: Tensor) -> Tensor:
+    """The rank of each number, equal ones sharing the mean of theirs."""
+    ordered = values.sort().values
+    below = torch.searchsorted(ordered, values)
+    return (below + torch.searchsorted(ordered, values, right=True)).double() / 2

@@ -1,0 +1,26 @@
+"""What ``coati-ext migrate`` is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Task:
+    """What ``coati-ext migrate`` is asked for."""
+
+    checkpoint: Path
+    pretrained: str
+    data: Path
+    output: Path
+    tokenizer: str
+    max_length: int = 512
+    batch_size: int = 8
+    held_out: float = 0.1
+    device: str = "auto"
+
+    @property
+    def part(self) -> Path:
+        """The folder of what is computed so far."""
+        return self.output.with_name(f"{self.output.name}.part")
