@@ -7,7 +7,7 @@ else: every name below is loaded when it is first used, so that an unarmed proce
 
 from __future__ import annotations
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 TYPE_CHECKING = False  # typing itself is too heavy for a package that every start-up may touch
 if TYPE_CHECKING:

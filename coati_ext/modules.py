@@ -59,8 +59,9 @@ def layers_of(module: Any) -> Iterator[Any]:
     """A module and, one inside the other, the modules that it wraps."""
     while module is not None:
         yield module
-        # Not getattr: the base_model of a transformers model is itself.
-        children = dict(module.named_children()) if hasattr(module, "named_children") else {}
+        # Not getattr: the base_model of a transformers model is itself. Nor named_children, which
+        # under Gemini are those of the wrapped model.
+        children = getattr(module, "_modules", {})
         module = next((children[name] for name in _INNER if name in children), None)
 
 

@@ -2,67 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
-import multiprocessing
-import time
-import traceback
-from datetime import timedelta
-from pathlib import Path
-from typing import Any, Callable, List
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from two_ranks import on_two_ranks
 
 import coati_ext
 from coati_ext import ranks, tensors
 from coati_ext.testing import experience_maker, make_experience, tiny_models, tiny_tokenizer
 from coati_ext.testing.padding import pad_rows
 
-LIMIT = 150  # seconds, most of which a busy machine spends on imports
 CPU = torch.device("cpu")
-
-
-def on_two_ranks(work: Callable[..., Any], folder: Path, *arguments: Any) -> List[Any]:
-    """What ``work(rank, *arguments)`` returned in each of two processes, joined by gloo."""
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_rank, args=(work, rank, str(folder), arguments)) for rank in (0, 1)
-    ]
-    for process in processes:
-        process.start()
-    end = time.monotonic() + LIMIT
-    for process in processes:
-        process.join(max(0.0, end - time.monotonic()))
-    hung = [rank for rank, process in enumerate(processes) if process.is_alive()]
-    for rank in hung:
-        processes[rank].kill()
-        processes[rank].join()
-    failures = [path.read_text() for path in sorted(folder.glob("failure*"))]
-    assert not hung, "\n".join([f"ranks {hung} wait for each other", *failures])
-    assert not failures, "\n".join(failures)
-    return [json.loads((folder / f"result{rank}").read_text()) for rank in (0, 1)]
-
-
-def _rank(work: Callable[..., Any], rank: int, folder: str, arguments: Any) -> None:
-    torch.set_num_threads(1)
-    try:
-        meeting = (Path(folder) / "group").as_uri()
-        dist.init_process_group(
-            "gloo",
-            init_method=meeting,
-            rank=rank,
-            world_size=2,
-            timeout=timedelta(seconds=LIMIT / 2),
-        )
-        result = work(rank, *arguments)
-        dist.barrier()
-        (Path(folder) / f"result{rank}").write_text(json.dumps(result))
-    except BaseException:
-        (Path(folder) / f"failure{rank}").write_text(f"rank {rank}: {traceback.format_exc()}")
-        raise
 
 
 # --- numbers, without any coati --------------------------------------------------------------

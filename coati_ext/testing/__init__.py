@@ -2,7 +2,8 @@
 
 Stand-ins for the four generations of coati, tiny models and tokenizers, preference data with a
 planted preference, padding layouts, assertions about rewards, and what is needed to drive coati's
-own trainers in one process without a GPU.  Shapes: B batch rows, S sequence columns, H hidden.
+own trainers, and ColossalAI's plugins, without a GPU.  Shapes: B batch rows, S sequence columns,
+H hidden.
 
     import sys
     from coati_ext.testing import standin
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         assert_padding_invariant,
     )
     from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy, cpu_only
+    from coati_ext.testing.cpu_colossalai import cpu_plugins, gemini_optimizer
     from coati_ext.testing.models import families, tiny_config, tiny_reward_model
     from coati_ext.testing.padding import layouts, random_rows
     from coati_ext.testing.preferences import preference_pairs
@@ -57,8 +59,10 @@ _HOMES = {
     "assert_padding_invariant": "assertions",
     "chosen_rows": "training",
     "cpu_only": "cpu",
+    "cpu_plugins": "cpu_colossalai",
     "experience_maker": "rollouts",
     "families": "models",
+    "gemini_optimizer": "cpu_colossalai",
     "layouts": "padding",
     "make_experience": "rollouts",
     "pair_accuracy": "training",
@@ -87,8 +91,10 @@ __all__ = [
     "assert_padding_invariant",
     "chosen_rows",
     "cpu_only",
+    "cpu_plugins",
     "experience_maker",
     "families",
+    "gemini_optimizer",
     "layouts",
     "make_experience",
     "pair_accuracy",

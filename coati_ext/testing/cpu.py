@@ -56,14 +56,43 @@ def cpu_only() -> Iterator[None]:
         yield
 
 
+class LocalBooster:
+    """Stands in for a G3 or G4 `Booster` without a plugin."""
+
+    plugin = None
+
+    def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
+        """Accumulate gradients of the scalar `loss`."""
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def boost(
+        self,
+        model: nn.Module,
+        optimizer: Optional[Optimizer] = None,
+        criterion: Any = None,
+        dataloader: Any = None,
+        lr_scheduler: Any = None,
+    ) -> Tuple[Any, ...]:
+        """Return the five arguments as they are."""
+        return model, optimizer, criterion, dataloader, lr_scheduler
+
+
 class LocalStrategy:
-    """Stands in for a G1 or G2 `Strategy`: everything happens in this process."""
+    """Stands in for a G1 or G2 `Strategy`: everything happens in this process.
+
+    Args:
+        booster: what prepares models and takes gradients; by default nothing does the former.
+    """
+
+    def __init__(self, booster: Any = None) -> None:
+        self.booster = LocalBooster() if booster is None else booster
+        self.plugin = self.booster.plugin
 
     def backward(
         self, loss: torch.Tensor, model: nn.Module, optimizer: Optimizer, **kwargs: Any
     ) -> None:
         """Accumulate gradients of the scalar `loss`."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.booster.backward(loss, optimizer)
 
     def optimizer_step(self, optimizer: Optimizer, **kwargs: Any) -> None:
         """Step the optimizer."""
@@ -84,33 +113,20 @@ class LocalStrategy:
         return nullcontext()
 
     def prepare(self, *boost_args: Any) -> Any:
-        """Return what was given: one thing as it is, several as a list."""
-        return boost_args[0] if len(boost_args) == 1 else list(boost_args)
+        """Boost models and (model, optimizer) pairs; one comes back as it is, several in a list."""
+        boosted = [
+            self._boosted(*it) if isinstance(it, tuple) else self._boosted(it)[0]
+            for it in boost_args
+        ]
+        return boosted[0] if len(boosted) == 1 else boosted
 
-    def unwrap_model(self, model: nn.Module) -> nn.Module:
-        """Return the model, which was never wrapped."""
-        return model
+    def _boosted(self, *model_and_optimizer: Any) -> Tuple[Any, ...]:
+        return tuple(self.booster.boost(*model_and_optimizer)[:2])
 
-
-class LocalBooster:
-    """Stands in for a G3 or G4 `Booster` without a plugin."""
-
-    plugin = None
-
-    def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
-        """Accumulate gradients of the scalar `loss`."""
-        loss.backward()  # type: ignore[no-untyped-call]
-
-    def boost(
-        self,
-        model: nn.Module,
-        optimizer: Optional[Optimizer] = None,
-        criterion: Any = None,
-        dataloader: Any = None,
-        lr_scheduler: Any = None,
-    ) -> Tuple[Any, ...]:
-        """Return the five arguments as they are."""
-        return model, optimizer, criterion, dataloader, lr_scheduler
+    def unwrap_model(self, model: Any) -> nn.Module:
+        """Return the model without what the booster put around it."""
+        unwrapped: nn.Module = model.unwrap() if hasattr(model, "unwrap") else model
+        return unwrapped
 
 
 class LocalCoordinator:

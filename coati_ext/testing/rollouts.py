@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import inspect
 from importlib import import_module
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Callable, Dict, List, NamedTuple
 
 import torch
 import transformers
 from torch import nn
+from torch.optim import Optimizer
 
-from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy
+from coati_ext.modules import layers_of
+from coati_ext.testing.cpu import LocalCoordinator
 from coati_ext.testing.models import tiny_config, tiny_reward_model
-from coati_ext.testing.training import has_strategies, known
+from coati_ext.testing.training import (
+    boost,
+    has_strategies,
+    known,
+    local_booster,
+    trained_parameters,
+)
 
 _ACTORS = {  # G1 and G2 have classes of their own for four of the families
     "gpt2": ("coati.models.gpt", "GPTActor"),
@@ -158,15 +166,16 @@ def make_experience(
 def default_generate_kwargs(actor: Any, tokenizer: Any) -> Dict[str, Any]:
     """What coati's PPO script and trainer give to `generate`."""
     given: Dict[str, Any] = {}
+    inner = next(
+        layer for layer in layers_of(actor) if hasattr(layer, "prepare_inputs_for_generation")
+    )
     if has_strategies():
-        inner = getattr(actor, "model", actor)
         if not hasattr(import_module("coati.models.base").Actor, "generate"):
             given["update_model_kwargs_fn"] = inner._update_model_kwargs_for_generation
         given["prepare_inputs_fn"] = inner.prepare_inputs_for_generation
         if "tokenizer" not in _generate_parameters():
             given.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
         return given
-    inner = getattr(actor, "module", actor)
     return {
         "prepare_inputs_fn": inner.prepare_inputs_for_generation,
         "update_model_kwargs_fn": inner._update_model_kwargs_for_generation,
@@ -175,40 +184,55 @@ def default_generate_kwargs(actor: Any, tokenizer: Any) -> Dict[str, Any]:
 
 
 def ppo_trainer(
-    models: Models, *, tokenizer: Any, lr: float = 1e-3, save_dir: str = ".", **options: Any
+    models: Models,
+    *,
+    tokenizer: Any,
+    lr: float = 1e-3,
+    save_dir: str = ".",
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+    booster: Any = None,
+    **options: Any,
 ) -> Any:
-    """Return coati's `PPOTrainer` of these models, for the CPU: use it within `cpu_only()`.
+    """Return coati's `PPOTrainer` of these models: on the CPU, use it within `cpu_only()`.
 
     Args:
         models: what it trains and trains against.
         tokenizer: of the prompts.
-        lr: Adam's learning rate for actor and critic.
+        lr: learning rate of actor and critic.
         save_dir: where the trainer would save.
+        optimizer: the class of their optimizers.
+        booster: a `Booster`, or in G1 and G2 a `Strategy`, that wraps all four models; by default
+            all is done in this process.
         options: more for the trainer, generation arguments included.
     """
     trainer = import_module("coati.trainer").PPOTrainer
-    optimizers = {
-        "actor_optim": torch.optim.Adam(models.actor.parameters(), lr=lr),
-        "critic_optim": torch.optim.Adam(models.critic.parameters(), lr=lr),
-    }
+    plain = [optimizer(trained_parameters(model), lr=lr) for model in (models.actor, models.critic)]
+    booster = local_booster() if booster is None else booster
+    actor, actor_optimizer = boost(booster, models.actor, plain[0])
+    critic, critic_optimizer = boost(booster, models.critic, plain[1])
+    frozen = (boost(booster, model) for model in (models.reward_model, models.initial_model))
+    models = Models(actor, critic, *frozen)
     if has_strategies():
-        given: Dict[str, Any] = {**models._asdict(), "strategy": LocalStrategy()}
+        given: Dict[str, Any] = {**models._asdict(), "strategy": booster}
         if "tokenizer" in inspect.signature(trainer.__init__).parameters:
             given["tokenizer"] = tokenizer
         else:
             given.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     else:
+        if not hasattr(actor, "unwrap"):  # which upstream calls
+            models = models._replace(actor=LocalModel(actor))
         given = {
-            **models._replace(actor=LocalModel(models.actor))._asdict(),
-            "actor_booster": LocalBooster(),
-            "critic_booster": LocalBooster(),
-            "actor_lr_scheduler": _constant(optimizers["actor_optim"]),
-            "critic_lr_scheduler": _constant(optimizers["critic_optim"]),
+            **models._asdict(),
+            "actor_booster": booster,
+            "critic_booster": booster,
+            "actor_lr_scheduler": _constant(plain[0]),
+            "critic_lr_scheduler": _constant(plain[1]),
             "tokenizer": tokenizer,
             "save_dir": save_dir,
             "coordinator": LocalCoordinator(),
             "stop_token_ids": [tokenizer.eos_token_id],
         }
+    optimizers = {"actor_optim": actor_optimizer, "critic_optim": critic_optimizer}
     shared = {
         "ptx_coef": 0.0,
         "offload_inference_models": False,

@@ -7,10 +7,12 @@ of patches, so that the same call runs with them and without.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from importlib import import_module
 from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from coati_ext.testing.assertions import Scorer
@@ -30,8 +32,11 @@ def train_reward_model(
     lr: float = 3e-3,
     max_length: int = 512,
     seed: int = 0,
-) -> None:
-    """Train `model` in place with the `RewardModelTrainer` and the dataset of coati, on the CPU.
+    shuffle: bool = True,
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam,
+    booster: Any = None,
+) -> torch.nn.Module:
+    """Train `model` in place with the `RewardModelTrainer` and the dataset of coati.
 
     Args:
         model: a coati reward model, such as :func:`coati_ext.testing.tiny_reward_model` gives.
@@ -39,31 +44,41 @@ def train_reward_model(
         tokenizer: decides the side and the token of padding.
         epochs: rounds over the pairs.
         batch_size: pairs in a step; a rest that does not fill a batch is left out.
-        lr: Adam's learning rate.
+        lr: the learning rate.
         max_length: columns of every batch; longer rows are cut as coati cuts them.
         seed: of the order of the pairs; the global random state is left as it was.
+        shuffle: whether the pairs are shuffled.
+        optimizer: the class of the optimizer.
+        booster: a `Booster`, or in G1 and G2 a `Strategy`, with which a call for the CPU is to be
+            within `cpu_only()`; by default all is done in this process, on the CPU.
+
+    Returns:
+        The model as the booster wrapped it, in eval mode; by default that is `model`.
     """
     prepare = _pair_dataset if has_strategies() else _pair_collator
     data, collate = prepare(pairs, tokenizer, max_length)
     models, trainers = import_module("coati.models"), import_module("coati.trainer")
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    place = cpu_only() if booster is None else nullcontext()
+    booster = local_booster() if booster is None else booster
+    plain = optimizer(trained_parameters(model), lr=lr)
+    wrapped, boosted = boost(booster, model, plain)
     loader: DataLoader[Any] = DataLoader(
         data,
         batch_size=batch_size,
-        shuffle=True,
+        shuffle=shuffle,
         drop_last=True,
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
     # Generations name and order their arguments differently; each takes what it knows.
     offered = {
-        "model": model,
-        "strategy": LocalStrategy(),
-        "booster": LocalBooster(),
-        "plugin": None,
-        "optim": optimizer,
-        "optimizer": optimizer,
-        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0),
+        "model": wrapped,
+        "strategy": booster,
+        "booster": booster,
+        "plugin": booster.plugin,
+        "optim": boosted,
+        "optimizer": boosted,
+        "lr_scheduler": torch.optim.lr_scheduler.LambdaLR(plain, lambda _: 1.0),
         "tokenizer": tokenizer,
         "loss_fn": models.LogSigLoss(),
         "max_epochs": epochs,
@@ -74,13 +89,14 @@ def train_reward_model(
         "train_preference_dataloader": loader,
         "eval_preference_dataloader": None,
     }
-    with cpu_only(), torch.random.fork_rng(devices=[]):
+    with place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         trainer = trainers.RewardModelTrainer(
             **known(trainers.RewardModelTrainer.__init__, offered)
         )
         trainer.fit(**known(getattr(trainer, "_before_fit", trainer.fit), offered))
-    model.eval()
+    evaluated: torch.nn.Module = wrapped.eval()
+    return evaluated
 
 
 def pair_accuracy(
@@ -129,6 +145,24 @@ def chosen_rows(
         return [(item[0].view(-1), item[1].view(-1).bool()) for item in items]
     batch = collate(data)
     return list(zip(batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()))
+
+
+def local_booster() -> Any:
+    """What a trainer of this coati takes where everything happens in one process."""
+    return LocalStrategy() if has_strategies() else LocalBooster()
+
+
+def boost(booster: Any, model: torch.nn.Module, optimizer: Any = None) -> Any:
+    """The model, or the model and its optimizer, as a `Booster` or a `Strategy` gives them."""
+    if hasattr(booster, "prepare"):
+        return booster.prepare(model if optimizer is None else (model, optimizer))
+    boosted = booster.boost(model, optimizer)[:2]
+    return boosted[0] if optimizer is None else boosted
+
+
+def trained_parameters(model: torch.nn.Module) -> List[torch.nn.Parameter]:
+    """Those that are not frozen, as LoRA's are not."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
 def has_strategies() -> bool:
