@@ -57,8 +57,8 @@ _rows = _Rows()
 
 
 def see(tokenizer: Any) -> None:
-    """Remember what makes the rows, for the stamps of this process."""
-    if _rows.tokenizer is not tokenizer:
+    """Remember what makes the rows, for the stamps of this process; ``None`` tells nothing."""
+    if tokenizer is not None and _rows.tokenizer is not tokenizer:
         _rows.tokenizer = tokenizer
         _rows.end_token = tokenizer.eos_token_id
         _rows.fingerprint = stamp.tokenizer_fingerprint(tokenizer)
@@ -314,10 +314,8 @@ def reward_trainer(original: Callable[..., None], self: Any, *args: Any, **kwarg
 
 def make_experience(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
     """See what ends a row in PPO before the reward model scores one."""
-    tokenizer = getattr(self, "tokenizer", None)  # G1's maker has none, only the ids
-    if tokenizer is not None:
-        see(tokenizer)
-    elif "eos_token_id" in kwargs:
+    see(getattr(self, "tokenizer", None))
+    if not hasattr(self, "tokenizer") and "eos_token_id" in kwargs:  # G1's maker has only ids
         _rows.end_token = kwargs["eos_token_id"]
     _compare_rows(self.reward_model)
     return original(self, *args, **kwargs)
