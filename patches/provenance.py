@@ -400,9 +400,11 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             default=True,
             after=("left_padding", "rollout", "stable_losses"),
             changes=(
-                "No number. Saving a reward model or critic stamps it with its pooling, padding, "
-                "position ids, end token, tokenizer, generation and plan; loading a reward model "
-                "of another form is an error. State-dict keys and weights stay as they are."
+                "No number of a run that used its reward model as it was trained. Saving a reward "
+                "model or critic stamps it with its pooling, padding, position ids, end token, "
+                "tokenizer, generation and plan; loading a reward model of another form is an "
+                "error. State-dict keys stay as they are. Weights that were saved inside a "
+                "wrapper, as by G2's script, are loaded instead of ignored."
             ),
             reference="ColossalAI #4475, #3492",
             sites=tuple(_sites()),
