@@ -460,16 +460,15 @@ def measure_other_forms() -> float:
 
 
 def measure_lost_weights() -> float:
-    """The share of the weights that differ after G2's way from training to PPO."""
+    """The share of the weights that do not arrive on G2's way from training to PPO."""
     import torch
 
     from coati_ext.testing import tiny_reward_model
 
-    saved = {}
-    for key, value in tiny_reward_model("gpt2").state_dict().items():
-        saved[f"module.module.{key}"] = value
+    saved = tiny_reward_model("gpt2").state_dict()
     model = tiny_reward_model("gpt2", seed=1)
-    model.load_state_dict(saved, strict=False)
-    pairs = [(value, saved[f"module.module.{key}"]) for key, value in model.state_dict().items()]
-    counted = [torch.equal(one, other) for one, other in pairs if one.is_floating_point()]
-    return 1 - sum(counted) / len(counted)
+    own = model.state_dict()
+    differing = [key for key, value in own.items() if not torch.equal(value, saved[key])]
+    model.load_state_dict({f"module.module.{k}": v for k, v in saved.items()}, strict=False)
+    lost = [key for key in differing if not torch.equal(model.state_dict()[key], saved[key])]
+    return len(lost) / len(differing)
