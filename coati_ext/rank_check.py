@@ -20,15 +20,15 @@ from coati_ext.patching.apply import Write
 
 _rounds = count()
 _SLACK = 10.0  # seconds by which the other ranks wait longer for rank 0 than it for them
-_HOMES = ("torch.distributed", "torch.distributed.distributed_c10d")
+HOME = "torch.distributed"
+_NAME = "init_process_group"
 
 
 def writes(digest: str, limit: float) -> List[Write]:
     """What to write so that each start of ``torch.distributed`` ends with :func:`compare`."""
-    home = sys.modules[_HOMES[0]]
-    if not hasattr(home, "init_process_group"):  # a torch that was built without it
+    original = getattr(sys.modules[HOME], _NAME, None)
+    if original is None:  # a torch that was built without it
         return []
-    original = home.init_process_group
 
     @functools.wraps(original)
     def init_process_group(*args: Any, **kwargs: Any) -> Any:
@@ -37,14 +37,10 @@ def writes(digest: str, limit: float) -> List[Write]:
         return result
 
     return [
-        Write(sys.modules[name], "init_process_group", original, init_process_group, where(name))
-        for name in _HOMES
+        Write(module, _NAME, original, init_process_group, f"{name}:{_NAME}")
+        for name, module in sorted(sys.modules.items())
+        if name.startswith(HOME) and vars(module).get(_NAME) is original
     ]
-
-
-def where(module: str) -> str:
-    """The slot in words."""
-    return f"{module}:init_process_group"
 
 
 def compare(digest: str, limit: float) -> None:

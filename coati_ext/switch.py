@@ -64,8 +64,7 @@ class _Session:
 
     def _check_ranks(self) -> None:
         """Compare plans with the other ranks, now if they have met, and whenever they meet."""
-        home, digest = "torch.distributed", self.plan.digest
-        limit = self.plan.settings.rank_check.value
+        digest, limit = self.plan.digest, self.plan.settings.rank_check.value
 
         def watch() -> None:
             writes = rank_check.writes(digest, limit)
@@ -73,8 +72,8 @@ class _Session:
                 write.do()
             self.ledger += writes
 
-        if home not in sys.modules:
-            self._once_imported(home, watch)
+        if rank_check.HOME not in sys.modules:
+            self._once_imported(rank_check.HOME, watch)
             return
         watch()
         rank_check.compare(digest, limit)
@@ -122,7 +121,7 @@ class _Session:
         notes = tuple(
             f"rebound {where}"
             for where in written
-            if where not in targets and not where.startswith("torch.")
+            if where not in targets and not where.startswith(rank_check.HOME)
         )
         return self.plan.report(written, (*notes, *overriding(self.ledger), *self.captured))
 
