@@ -102,7 +102,8 @@ def gaps() -> List[Gap]:
     """What the flag cannot reach, and why: first what concerns this Python's installation."""
     install = "pip install coati-ext (not --target, not --user) into this environment"
     found = []
-    if startup_file() is None and not sys.flags.no_site:
+    file = startup_file()
+    if file is None and not sys.flags.no_site:
         user = None if site.ENABLE_USER_SITE else _startup_file_in([_user_site()])
         aside = _startup_file_in(Path(name) for name in sys.path if name)
         if user is not None:
@@ -120,7 +121,6 @@ def gaps() -> List[Gap]:
         else:
             why = "no start-up file was installed with it"
         found.append(Gap(f"every process of {sys.executable}", why, install, here=True))
-    file = startup_file()
     if file is not None and file.parent == _user_site():
         found.append(
             Gap(

@@ -20,6 +20,12 @@ from coati_ext.errors import StampError
 
 KEY = "coati_ext"
 FILE = "coati_ext.stamp.json"
+REWARD_MODEL = "reward model"
+CRITIC = "critic"
+EOS = "eos"
+MEAN_POOLED = "mean over all columns"
+FRAME = {"padding": "left", "position_ids": "from the mask"}
+"""The form of rows in one left-padded frame."""
 _WEIGHTS = (".bin", ".pt", ".pth", ".safetensors", ".index.json")
 _BLOCK = 1 << 16
 _BLOCKS = 64
@@ -30,13 +36,13 @@ class Stamp:
     """The form in which a model saw its rows, and who gave it that form."""
 
     kind: str
-    """``reward model`` or ``critic``."""
+    """``REWARD_MODEL`` or ``CRITIC``."""
     pooling: str
-    """What the value head scores: ``eos``, ``mean over all columns``, a plugin's name."""
+    """What the value head scores: ``EOS``, ``MEAN_POOLED``, a plugin's name."""
     padding: str
-    """``left``, or ``as it comes``."""
+    """That of ``FRAME``, or ``as it comes``."""
     position_ids: str
-    """``from the mask``, or ``by column``."""
+    """Those of ``FRAME``, or ``by column``."""
     end_token: Optional[int]
     """Id of the token that ended a row; ``None`` where nobody said."""
     tokenizer: str

@@ -21,11 +21,10 @@ from coati_ext import Defect, Patch, Site, hookimpl, option, options, stamp
 from coati_ext.errors import StampError
 from coati_ext.modules import layers_of
 from coati_ext.report import OFF
-from coati_ext.stamp import Stamp
+from coati_ext.stamp import CRITIC, EOS, FRAME, MEAN_POOLED, REWARD_MODEL, Stamp
 
-REWARD_MODEL = "reward model"
-CRITIC = "critic"
 _KINDS = {"RewardModel": REWARD_MODEL, "Critic": CRITIC}
+_AS_UPSTREAM = {"padding": "as it comes", "position_ids": "by column"}
 _ATTRIBUTE = "coati_ext_stamp"
 
 
@@ -72,16 +71,15 @@ def form_here(kind: str) -> Stamp:
     first = generation == "G1"
     framed = ("eos_pooling" if kind == REWARD_MODEL else "rollout") in on
     if kind == REWARD_MODEL:
-        pooling = "mean over all columns" if first else "eos"
+        pooling = MEAN_POOLED if first else EOS
         pooling = options("eos_pooling").pooling if framed else pooling
     else:
-        pooling = "mean over all columns" if first else "at each token"
+        pooling = MEAN_POOLED if first else "at each token"
         pooling = "before each token" if framed else pooling
     return Stamp(
         kind=kind,
         pooling=pooling,
-        padding="left" if framed else "as it comes",
-        position_ids="from the mask" if framed else "by column",
+        **(FRAME if framed else _AS_UPSTREAM),
         end_token=_rows.end_token,
         tokenizer=_rows.fingerprint,
         generation=generation,
@@ -235,7 +233,7 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
 
 
 def _judge_unstamped(here: Stamp, source: str, why: str) -> None:
-    if here.kind == REWARD_MODEL and here.generation == "G1" and here.padding == "left":
+    if here.kind == REWARD_MODEL and here.generation == "G1" and here.padding == FRAME["padding"]:
         _tell(
             here.kind,
             f"{source}: {why}, so upstream's G1 trained this reward model on the mean over all "
@@ -444,13 +442,17 @@ def measure_other_forms() -> float:
     model = tiny_reward_model("gpt2")
     loaded = 0
     for pooling, end, tokenizer in (
-        ("mean over all columns", end_token, fingerprint),
-        ("eos", 3, fingerprint),
-        ("eos", end_token, "another"),
+        (MEAN_POOLED, end_token, fingerprint),
+        (EOS, 3, fingerprint),
+        (EOS, end_token, "another"),
     ):
         weights = model.state_dict()
-        frame = ("left", "from the mask")
-        stamp.put(weights, Stamp(REWARD_MODEL, pooling, *frame, end, tokenizer, "G1", "", ""))
+        rows = {"end_token": end, "tokenizer": tokenizer}
+        maker = {"generation": "G1", "version": "", "digest": ""}
+        other = Stamp.from_dict(
+            {"kind": REWARD_MODEL, "pooling": pooling, **FRAME, **rows, **maker}, "a measurement"
+        )
+        stamp.put(weights, other)
         try:
             model.load_state_dict(weights)
         except StampError:

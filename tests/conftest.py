@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import venv
@@ -121,6 +122,13 @@ def newest(request: pytest.FixtureRequest) -> Iterator[Upstream]:
     folder = folders_under_test(request.config)[-1]
     with importable(folder.folder):
         yield folder
+
+
+def free_port() -> str:
+    """A port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 class Python:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import textwrap
@@ -17,7 +16,7 @@ from coati_ext import install
 from coati_ext import launch as launch_module
 from coati_ext.cli.run import _flags
 from coati_ext.config import FROZEN
-from conftest import ROOT, folders_under_test, new_environment
+from conftest import ROOT, folders_under_test, free_port, new_environment
 
 WORKER = textwrap.dedent(
     """
@@ -78,12 +77,6 @@ def minimal(environment):
     """Only what a shell needs: `colossalai run` exports every variable unquoted."""
     path = os.pathsep.join([str(environment.parent), "/usr/local/bin", "/usr/bin", "/bin"])
     return {"PATH": path, "HOME": os.environ.get("HOME", "/"), "OMP_NUM_THREADS": "1"}
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import socket
 import textwrap
 import time
 from pathlib import Path
@@ -14,14 +13,9 @@ import coati_ext
 from coati_ext import rank_check
 from coati_ext.errors import ConfigError
 from coati_ext.plan import make_plan
+from conftest import free_port
 
 SECONDS = 120  # that a busy machine may take to import torch
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def start(rank, size, folder, when, config):

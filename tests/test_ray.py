@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import textwrap
@@ -19,7 +18,7 @@ import pytest
 import coati_ext
 from coati_ext import launch
 from coati_ext.config import FROZEN, collect
-from conftest import ROOT, Python, new_environment
+from conftest import ROOT, Python, free_port, new_environment
 
 OURS = "coati_ext.patches.eos_pooling"
 LIMIT = 120  # seconds, of which a busy machine spends most on imports
@@ -128,9 +127,7 @@ class Cluster:
         python = new_environment(self.folder / "venv", packages=True)
         options = ["--head", "--block", "--port=0", "--node-ip-address=127.0.0.1"]
         if find_spec("grpc"):  # else Ray has no client server, and refuses a port for it
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                options.append(f"--ray-client-server-port={free.getsockname()[1]}")
+            options.append(f"--ray-client-server-port={free_port()}")
         options += ["--num-cpus=4", "--include-dashboard=false", "--disable-usage-stats"]
         options += ["--min-worker-port=0", "--max-worker-port=0"]  # any: there may be two clusters
         options += ["--object-store-memory=100000000", f"--temp-dir={self.folder / 'r'}"]
@@ -263,7 +260,7 @@ def test_actors_of_an_older_cluster_are_armed_by_the_helper_and_by_run(
 
 HOLDER = textwrap.dedent(
     """
-    import dataclasses, json, os
+    import dataclasses, json, os, time
     import ray
     import torch
 
@@ -306,6 +303,15 @@ HOLDER = textwrap.dedent(
             for item in items
         ]
 
+    def arrived(trainer, count):
+        # The holder sends without waiting, so its rows may come after our own question.
+        until = time.monotonic() + 60
+        while True:
+            items = ray.get(trainer.take.remote(), timeout=60)
+            if len(items) >= count or time.monotonic() > until:
+                return items
+            time.sleep(0.1)
+
     def in_actor(runtime_env):
         ray.init(address=ADDRESS, namespace=SPACE, runtime_env=runtime_env, log_to_driver=False)
         try:
@@ -327,7 +333,7 @@ HOLDER = textwrap.dedent(
                 timeout=60,
             )
             ray.get(holder.workingloop.remote(prompts, num_steps=1), timeout=90)
-            return rows(ray.get(trainer.take.remote(), timeout=60))
+            return rows(arrived(trainer, count=6))
         finally:
             ray.shutdown()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import subprocess
 import sys
 import textwrap
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from coati_ext.testing import standin
-from conftest import ROOT, new_environment
+from conftest import ROOT, free_port, new_environment
 
 ARMED = textwrap.dedent(
     """
@@ -86,11 +85,8 @@ class TestInstalled:
             "place = coati.models.RewardModel.forward.__module__\n"
             "sys.stdout.write(f\"{os.environ['RANK']} {place}\\n\")\n"  # at once: two write there
         )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-        done = installed(*command, "script.py", COATI_EXT="1")
+        command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
+        done = installed(*command, free_port(), "script.py", COATI_EXT="1")
         assert sorted(done.stdout.split("\n"))[-2:] == [f"0 {OURS}", f"1 {OURS}"]
         assert done.stderr.count("coati-ext: eos_pooling") == 1  # the first rank alone says so
 

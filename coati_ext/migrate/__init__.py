@@ -104,7 +104,7 @@ def _check_output(task: Task) -> None:
 
 def _check_stamp(checkpoint: Path) -> None:
     found, _ = stamp.read(checkpoint) if checkpoint.exists() else (None, "")
-    if found is not None and found.pooling != "mean over all columns":
+    if found is not None and found.pooling != stamp.MEAN_POOLED:
         raise InputError(
             f"{checkpoint} is stamped and was not trained mean-pooled ({found.form}), so there is "
             "nothing to migrate: use it as it is"
@@ -132,10 +132,9 @@ def _device(name: str) -> torch.device:
 def _write(task: Task, weights: Weights, tokenizer: Any, prefix: str) -> None:
     """Write the stamped checkpoint at once, and take away what led to it."""
     mark = stamp.Stamp(
-        kind="reward model",
-        pooling="eos",
-        padding="left",
-        position_ids="from the mask",
+        kind=stamp.REWARD_MODEL,
+        pooling=stamp.EOS,
+        **stamp.FRAME,
         end_token=tokenizer.eos_token_id,
         tokenizer=stamp.tokenizer_fingerprint(tokenizer),
         generation="G1",
