@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
+from coati_ext import files
 from coati_ext.errors import StampError
 
 KEY = "coati_ext"
@@ -163,10 +164,8 @@ def write(checkpoint: Path, stamp: Stamp) -> None:
         stamp: what to write.
     """
     content = {**stamp.as_dict(), "weights": _seals(checkpoint)}
-    file = _home(checkpoint)
-    new = file.with_name(f"{file.name}.{os.getpid()}.new")
-    new.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(str(new), str(file))
+    text = json.dumps(content, indent=2) + "\n"
+    files.put(_home(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:

@@ -255,6 +255,16 @@ def test_a_killed_run_goes_on_where_it_was(python, capsys):
     assert all(one[key].equal(other[key]) for key in one)
 
 
+def test_a_run_killed_while_it_began_goes_on(upstream, capsys):
+    model, _ = trained("gpt2")
+    torch.save(model.state_dict(), "rm.pt")
+    write_pairs(20)
+    Path("new.pt.part").mkdir()
+    Path("new.pt.part", "coati_ext.migrate.json.1.new").write_text("{")
+    status, facts, _ = migrate(capsys)
+    assert (status, facts["batches_resumed"]) == (0, 0)
+
+
 def test_nothing_is_overwritten(upstream, capsys):
     model, _ = trained("gpt2")
     torch.save(model.state_dict(), "rm.pt")

@@ -5,18 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, List, Sequence, Tuple
+from typing import Any, List, Sequence, Tuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from coati_ext import __version__, stamp
+from coati_ext import __version__, files, stamp
 from coati_ext.errors import InputError
 from coati_ext.migrate.checkpoint import RewardModel, files_of
 from coati_ext.migrate.data import ANSWERS, Pair
@@ -57,7 +56,7 @@ def compute(
                 old = model.mean_pooled(tokenizer(texts, padding="max_length", **cut))
                 shape = (len(batch), len(ANSWERS), -1)
                 item = {"hidden": hidden.view(shape), "old": old.view(shape[:2])}
-                _put(file, partial(torch.save, item))
+                files.put(file, partial(torch.save, item))
             found.append(torch.load(str(file), weights_only=True))
     return Features(
         **{name: torch.cat([item[name] for item in found]) for name in found[0]}
@@ -84,8 +83,8 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
     }
     task.part.mkdir(exist_ok=True)
     file = task.part / _PLAN
-    if {item.name for item in task.part.iterdir()} <= {_PLAN}:
-        _put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
+    if all(item.name.startswith(_PLAN) for item in task.part.iterdir()):
+        files.put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name in plan if found.get(name) != plan[name]]
@@ -102,17 +101,10 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
         )
 
 
-def _put(file: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file at once or not at all."""
-    new = file.with_name(file.name + ".new")
-    write(new)
-    os.replace(str(new), str(file))
-
-
-def _sha256(files: Sequence[Path]) -> str:
+def _sha256(paths: Sequence[Path]) -> str:
     digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
+    for path in paths:
+        with path.open("rb") as stream:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
