@@ -55,6 +55,14 @@ def test_every_wrapped_model_is_the_bare_one(upstream, tmp_path):
     tell_what_is_lacking()
 
 
+@pytest.mark.generations("G3", "G4")
+@pytest.mark.skipif(LACKING, reason="the shards of this colossalai need torch 2.1")
+def test_a_model_cut_in_two_is_the_whole_one(upstream, tmp_path):
+    wrappings = [("tensor", "fp32")]
+    ranks = on_two_ranks(measured, tmp_path, wrappings)
+    assert not [line for result in ranks for line in wrong(result, cases(wrappings))]
+
+
 def test_what_was_lifted_is_back_on_exit():
     from colossalai.zero.gemini.chunk.chunk import Chunk
     from colossalai.zero.low_level.low_level_optim import LowLevelZeroOptimizer

@@ -45,7 +45,10 @@ _STREAMS = {
 
 @contextmanager
 def cpu_plugins() -> Iterator[None]:
-    """Let TorchDDPPlugin, LowLevelZeroPlugin and GeminiPlugin run on the CPU; undone on exit.
+    """Let ColossalAI's plugins run on the CPU; undone on exit.
+
+    They are TorchDDPPlugin, LowLevelZeroPlugin, GeminiPlugin, and from colossalai 0.3.7 on the
+    tensor parallelism of HybridParallelPlugin.
 
     Plugins are made and used inside, in processes of a gloo group. LowLevelZero takes any
     optimizer, Gemini one of :func:`gemini_optimizer`; Gemini wants ``placement_policy="static"``
@@ -168,6 +171,11 @@ def _replace_accelerator(replace: Any) -> None:
     accelerator = api.CpuAccelerator()
     # Chunks and assertions know by this name that something is not offloaded.
     replace(accelerator, _name="cuda", device_count=lambda: 1, **_STREAMS)
+    replace(
+        accelerator,
+        manual_seed=torch.manual_seed,
+        get_rng_state=lambda device=None: torch.get_rng_state(),
+    )
     replace(api, _ACCELERATOR=accelerator)
 
 
