@@ -17,6 +17,11 @@ def several() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def is_first() -> bool:
+    """Whether this process is the first of several, or alone."""
+    return not several() or dist.get_rank() == 0
+
+
 def total(values: Tensor) -> Tensor:
     """The sum over all ranks, element by element."""
     if several():

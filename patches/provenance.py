@@ -12,9 +12,9 @@ import sys
 import warnings
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
+from typing import Any, Callable, Iterator, Mapping, MutableMapping, Optional, Tuple
 
 import coati_ext
 from coati_ext import Defect, Patch, Site, hookimpl, option, options, stamp
@@ -227,7 +227,7 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
     here = form_here(valued(model)[1])
     if found is not None:
         _compare(found, here, source)
-    elif vars(model).get(_ATTRIBUTE, "") is not None:  # weights may come again and again, as in Ray
+    elif vars(model).get(_ATTRIBUTE, "") is not None:  # else it was said when they came before
         _judge_unstamped(here, source, why)
     _remember(model, found)
 
@@ -269,12 +269,18 @@ def _tell(kind: str, message: str) -> None:
         warnings.warn(message, stacklevel=2)
 
 
+_watched: MutableMapping[Any, Any] = weakref.WeakKeyDictionary()
+"""What takes the hook back that waits for a loaded model's first gradient."""
+
+
 def _remember(model: Any, found: Optional[Stamp]) -> None:
     """Let the model keep its stamp, or its lack of one, until it is trained."""
     from torch.utils.hooks import unserializable_hook
 
     # As plain values, so that a pickled model needs no coati-ext.
     setattr(model, _ATTRIBUTE, None if found is None else found.as_dict())
+    if model in _watched:  # weights may come again and again, as in Ray
+        _watched.pop(model).remove()
     owner = weakref.ref(model)
 
     @unserializable_hook  # type: ignore[untyped-decorator]
@@ -284,7 +290,7 @@ def _remember(model: Any, found: Optional[Stamp]) -> None:
     trainable = (item for item in model.parameters() if item.requires_grad)
     parameter = next(trainable, None)
     if parameter is not None:
-        parameter.register_hook(trained)
+        _watched[model] = parameter.register_hook(trained)
 
 
 # --- the rows --------------------------------------------------------------------------------
@@ -329,9 +335,9 @@ def _compare_rows(model: Any) -> None:
 
 
 def _is_master() -> bool:
-    import torch.distributed as dist
+    from coati_ext import ranks
 
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+    return ranks.is_first()
 
 
 # --- the patch -------------------------------------------------------------------------------
@@ -438,20 +444,24 @@ def measure_other_forms() -> float:
     from coati_ext.testing import tiny_reward_model, tiny_tokenizer
 
     see(tiny_tokenizer())
-    end_token, fingerprint = _rows.end_token, _rows.fingerprint
+    patched = Stamp(
+        kind=REWARD_MODEL,
+        pooling=EOS,
+        **FRAME,
+        end_token=_rows.end_token,
+        tokenizer=_rows.fingerprint,
+        generation="G1",
+        version="",
+        digest="",
+    )
     model = tiny_reward_model("gpt2")
     loaded = 0
-    for pooling, end, tokenizer in (
-        (MEAN_POOLED, end_token, fingerprint),
-        (EOS, 3, fingerprint),
-        (EOS, end_token, "another"),
+    for other in (
+        replace(patched, pooling=MEAN_POOLED),
+        replace(patched, end_token=3),
+        replace(patched, tokenizer="another"),
     ):
         weights = model.state_dict()
-        rows = {"end_token": end, "tokenizer": tokenizer}
-        maker = {"generation": "G1", "version": "", "digest": ""}
-        other = Stamp.from_dict(
-            {"kind": REWARD_MODEL, "pooling": pooling, **FRAME, **rows, **maker}, "a measurement"
-        )
         stamp.put(weights, other)
         try:
             model.load_state_dict(weights)

@@ -11,7 +11,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 
 import pytest
 import torch
-from strategies import Case, cases, measure
+from strategies import LACKING, RECENT, Case, cases, measure, runnable
 from two_ranks import on_two_ranks
 
 from coati_ext.install import version_of
@@ -25,18 +25,10 @@ WRAPPINGS = [
     ("zero2", "bf16"),
     ("gemini", "bf16"),
 ]
-RECENT = (version_of("colossalai") or "") >= "0.3.7"
-# ColossalAI's ZeRO from 0.3.7 on hooks gradients in a way that torch has since 2.1.
-LACKING = RECENT and torch.__version__ < "2.1"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(version_of("colossalai") is None, reason="colossalai is not installed"),
 ]
-
-
-def runnable(wrappings: List[Tuple[str, str]]) -> List[Tuple[str, str]]:
-    """Those that this stack has."""
-    return [it for it in wrappings if not (LACKING and it[0].startswith("zero"))]
 
 
 def tell_what_is_lacking() -> None:

@@ -10,8 +10,8 @@ from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
 
 import pytest
 import torch
-from strategies import DTYPES, largest, sgd_of, strategy_of, weights_of
-from test_strategies import WRAPPINGS, runnable, tell_what_is_lacking
+from strategies import DTYPES, largest, runnable, sgd_of, strategy_of, weights_of
+from test_strategies import WRAPPINGS, tell_what_is_lacking
 from torch import Tensor
 from two_ranks import on_two_ranks
 

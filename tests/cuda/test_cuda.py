@@ -12,8 +12,8 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
-from strategies import DTYPES, cases, measure
-from test_strategies import runnable, wrong
+from strategies import DTYPES, cases, measure, runnable
+from test_strategies import wrong
 from test_trainers_on_two_ranks import away_from, expected, known_to_strategies, too_far
 from two_ranks import on_ranks
 
