@@ -32,7 +32,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         "startup_line": file.read_text().strip() if file else None,
         "startup_why": install.startup_reason(file) if file else None,
         "gaps": [dataclasses.asdict(gap) for gap in install.gaps()],
-        "launchers": [_launcher(name) for name in LAUNCHERS],
+        "launchers": _launchers(),
         "flag": os.environ.get("COATI_EXT"),
         "armed": not says_off(os.environ.get("COATI_EXT", "")) and file is not None,
         "python": sys.executable,
@@ -51,12 +51,17 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     return status, found
 
 
-def _launcher(name: str) -> Facts:
-    """A launcher on PATH, the Python that runs it, and why that would not be patched."""
-    file = shutil.which(name)
-    python = install.interpreter_of(name)
-    problem = install.probe(python).problem(__version__) if python is not None else None
-    return {"name": name, "file": file, "python": python, "problem": problem}
+def _launchers() -> List[Facts]:
+    """The launchers on PATH, the Pythons that run them, and why those would not be patched."""
+    pythons = {name: install.interpreter_of(name) for name in LAUNCHERS}
+    problems = {
+        python: None if python is None else install.probe(python).problem(__version__)
+        for python in {*pythons.values()}
+    }
+    return [
+        {"name": name, "file": shutil.which(name), "python": it, "problem": problems[it]}
+        for name, it in pythons.items()
+    ]
 
 
 def _verdict(found: Facts) -> Tuple[str, str]:

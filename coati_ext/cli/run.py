@@ -8,7 +8,7 @@ import shutil
 import sys
 from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NoReturn, Sequence, Tuple
+from typing import Any, Dict, List, NoReturn, Sequence, Tuple
 
 from coati_ext import __version__, install, launch
 from coati_ext.config import FROZEN, Entry, freeze, from_text, only
@@ -72,28 +72,27 @@ def _entries(options: Namespace) -> List[Entry]:
 
 def _require_armed(command: Sequence[str]) -> None:
     """Raise unless every Python that the command is known to start is armed by itself."""
-    asked = 0
-    for name, python, flags in _pythons(command):
-        asked += 1
+    pythons = _pythons(command)
+    for (python, *flags), name in pythons.items():
         problem = install.probe(python, flags).problem(__version__)
         if problem:
-            call = " ".join([python, *flags])
             raise RefusedError(
-                f"{name} runs under {call}, whose processes would not be patched: {problem}. "
-                f"Install coati-ext {__version__} there ({python} -m pip install ..., not "
-                "--target), put the environment's own command first on PATH, or call "
-                "coati_ext.enable() in the script; `coati-ext doctor` tells what is installed"
+                f"{name} runs under {' '.join([python, *flags])}, whose processes would not be "
+                f"patched: {problem}. Install coati-ext {__version__} there ({python} -m pip "
+                "install ..., not --target), put the environment's own command first on PATH, or "
+                "call coati_ext.enable() in the script; `coati-ext doctor` tells what is installed"
             )
     for gap in install.gaps():
-        if gap.here and not asked:
+        if gap.here and not pythons:
             raise RefusedError(
                 f"{gap.what} would not be patched: {gap.why}. The way out: {gap.way_out}, or call "
                 "coati_ext.enable() in the script"
             )
 
 
-def _pythons(command: Sequence[str]) -> Iterator[Tuple[str, str, List[str]]]:
-    """The commands whose Python can be told: name, Python and its own options."""
+def _pythons(command: Sequence[str]) -> Dict[Tuple[str, ...], str]:
+    """The Pythons that can be told, each with its own options, and which command runs under it."""
+    found: Dict[Tuple[str, ...], str] = {}
     names = [command[0]]
     if Path(command[0]).name == "colossalai" and "run" in command[1:2]:
         names.append("torchrun")  # which it takes from PATH
@@ -104,7 +103,9 @@ def _pythons(command: Sequence[str]) -> Iterator[Tuple[str, str, List[str]]]:
             )
         python = install.interpreter_of(name)
         if python is not None:
-            yield name, python, _flags(command[1:]) if install.is_python(name) else []
+            flags = _flags(command[1:]) if install.is_python(name) else []
+            found.setdefault((python, *flags), name)
+    return found
 
 
 def _flags(arguments: Sequence[str]) -> List[str]:

@@ -93,7 +93,10 @@ class Coati:
             CoatiNotFoundError: the module's file cannot be read or parsed.
         """
         file = self._file(module)
-        return file is not None and _body(file, qualname.split(".")) is not None
+        if file is None:
+            return False
+        tree, _ = _parse(file, file.stat().st_mtime_ns)
+        return _body(tree, qualname.split(".")) is not None
 
     def _file(self, module: str) -> Optional[Path]:
         package = module.split(".")[0]
@@ -204,9 +207,9 @@ def _module_file(root: Path, module: str) -> Optional[Path]:
 
 
 def _find(file: Path, qualname: str) -> Optional[Function]:
-    _, lines = _parse(file, file.stat().st_mtime_ns)
+    tree, lines = _parse(file, file.stat().st_mtime_ns)
     *owners, name = qualname.split(".")
-    body = _body(file, owners)
+    body = _body(tree, owners)
     if body is None:
         return None
     functions = [
@@ -217,9 +220,9 @@ def _find(file: Path, qualname: str) -> Optional[Function]:
     return Function(str(file), functions[-1], lines) if functions else None
 
 
-def _body(file: Path, classes: Sequence[str]) -> Optional[List[ast.stmt]]:
-    """The statements of a file, or of a class in it."""
-    body: List[ast.stmt] = _parse(file, file.stat().st_mtime_ns)[0].body
+def _body(tree: ast.Module, classes: Sequence[str]) -> Optional[List[ast.stmt]]:
+    """The statements of a module, or of a class in it."""
+    body: List[ast.stmt] = tree.body
     for name in classes:
         found = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
         if not found:
