@@ -12,15 +12,15 @@ __version__ = "0.3.0"
 TYPE_CHECKING = False  # typing itself is too heavy for a package that every start-up may touch
 if TYPE_CHECKING:
     from coati_ext.active import choice, options
-    from coati_ext.config import option
     from coati_ext.hookspecs import hookimpl
-    from coati_ext.measure import Defect
+    from coati_ext.patching.defect import Defect
     from coati_ext.patching.patch import Patch, Site
     from coati_ext.report import Report
+    from coati_ext.settings import option
     from coati_ext.switch import applied, disable, enable, status
 
 _HOMES = {
-    "Defect": "coati_ext.measure",
+    "Defect": "coati_ext.cli.measure",
     "Patch": "coati_ext.patching.patch",
     "Report": "coati_ext.report",
     "Site": "coati_ext.patching.patch",
@@ -29,7 +29,7 @@ _HOMES = {
     "disable": "coati_ext.switch",
     "enable": "coati_ext.switch",
     "hookimpl": "coati_ext.hookspecs",
-    "option": "coati_ext.config",
+    "option": "coati_ext.settings",
     "options": "coati_ext.active",
     "status": "coati_ext.switch",
 }

@@ -47,7 +47,7 @@ def announce(hook: str, **seen: Any) -> None:
         _observers[hook](**seen)
 
 
-def install(
+def put_in_force(
     choices: Mapping[str, Callable[..., Any]],
     options: Mapping[str, Any],
     observers: Mapping[str, Callable[..., Any]],

@@ -13,13 +13,13 @@ from functools import cached_property
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from coati_ext import __version__
-from coati_ext.config import ConfigArgument, Entry, Layers, Settings, Value, collect, resolve
 from coati_ext.errors import CoatiNotFoundError, ConfigError, PluginError
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.source import Coati, find_coati
 from coati_ext.patching.steps import Step, in_order, plan_steps, refusal
 from coati_ext.plugins import CHOICES, Implementation, Registry, load, plugin_hashes
 from coati_ext.report import OFF, PENDING, Report, Row
+from coati_ext.settings import ConfigArgument, Entry, Layers, Settings, Value, collect, resolve
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import pluggy
 
 from coati_ext import hookspecs
 from coati_ext.errors import PluginError, nearest
-from coati_ext.measure import Defect
+from coati_ext.patching.defect import Defect
 from coati_ext.patching.patch import Patch
 
 GROUP = "coati_ext"

@@ -16,14 +16,15 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import Callable, Dict, Iterator, List, Optional, Tuple
 
-from coati_ext import active, rank_check
-from coati_ext.config import ConfigArgument, Layers, collect
+from coati_ext import active
 from coati_ext.errors import AlreadyEnabledError, CoatiExtError, RefusedError
+from coati_ext.launch import rank_check
 from coati_ext.patching.apply import Write, apply_steps, undo
 from coati_ext.patching.steps import Step
 from coati_ext.patching.unreached import captured, overriding
 from coati_ext.plan import Plan, make_plan
 from coati_ext.report import APPLIED, OFF, PENDING, REFUSED, Report, Row
+from coati_ext.settings import ConfigArgument, Layers, collect
 
 WAY_OUT = "set COATI_EXT=0 to run without patches"
 
@@ -49,7 +50,7 @@ class _Session:
                 waiting.setdefault(step.site.module, []).append(step)
         here = [name for name in waiting if name in sys.modules]
         registry = self.plan.registry
-        active.install(
+        active.put_in_force(
             self.plan.functions(),
             self.plan.settings.instances(registry.options),
             {"experience_made": registry.observer("experience_made")},
@@ -112,7 +113,7 @@ class _Session:
         undo(self.ledger)
         self.ledger.clear()
         self.closed = True
-        active.install({}, {}, {})
+        active.put_in_force({}, {}, {})
 
     def report(self) -> Report:
         """The plan with what has been done so far."""

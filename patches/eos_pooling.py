@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from coati_ext import Defect, Patch, Site, choice, hookimpl, option, tensors
-from coati_ext.modules import frame_inputs, head_dtype
+from coati_ext.rollout.models import frame_inputs, head_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Mapping, MutableMapping, Optional, Tuple
 
 import coati_ext
-from coati_ext import Defect, Patch, Site, hookimpl, option, options, stamp
+from coati_ext import Defect, Patch, Site, hookimpl, option, options
+from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints.stamp import CRITIC, EOS, FRAME, MEAN_POOLED, REWARD_MODEL, Stamp
 from coati_ext.errors import StampError
-from coati_ext.modules import layers_of
 from coati_ext.report import OFF
-from coati_ext.stamp import CRITIC, EOS, FRAME, MEAN_POOLED, REWARD_MODEL, Stamp
+from coati_ext.rollout.models import layers_of
 
 _KINDS = {"RewardModel": REWARD_MODEL, "Critic": CRITIC}
 _AS_UPSTREAM = {"padding": "as it comes", "position_ids": "by column"}
@@ -335,7 +336,7 @@ def _compare_rows(model: Any) -> None:
 
 
 def _is_master() -> bool:
-    from coati_ext import ranks
+    from coati_ext.rollout import ranks
 
     return ranks.is_first()
 

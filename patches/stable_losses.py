@@ -61,7 +61,7 @@ def policy_loss_or_skip(
     """
     import torch
 
-    from coati_ext.ranks import total
+    from coati_ext.rollout.ranks import total
 
     ratio, mask = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
     real = ratio.detach().masked_fill(~mask, 0)

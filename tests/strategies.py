@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import coati_ext
-from coati_ext.install import version_of
-from coati_ext.modules import accepts, layers_of, without_dropout
+from coati_ext.launch.installation import version_of
 from coati_ext.rollout import Frame
+from coati_ext.rollout.models import accepts, layers_of, without_dropout
 from coati_ext.testing import (
     LocalStrategy,
     gemini_optimizer,

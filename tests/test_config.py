@@ -8,9 +8,9 @@ from typing import Optional
 
 import pytest
 
-from coati_ext.config import FROZEN, collect, freeze, from_text, only, option, resolve
 from coati_ext.errors import ConfigError
 from coati_ext.patching.patch import Patch, Site
+from coati_ext.settings import FROZEN, collect, freeze, from_text, only, option, resolve
 
 SITE = Site("coati.m:f", "ours:f", generations=("G1",))
 PATCHES = {

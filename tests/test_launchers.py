@@ -12,10 +12,9 @@ from importlib.metadata import version
 
 import pytest
 
-from coati_ext import install
-from coati_ext import launch as launch_module
 from coati_ext.cli.run import _flags
-from coati_ext.config import FROZEN
+from coati_ext.launch import installation, ray
+from coati_ext.settings import FROZEN
 from conftest import ROOT, folders_under_test, free_port, new_environment
 
 WORKER = textwrap.dedent(
@@ -265,15 +264,15 @@ def test_doctor_tells_what_the_flag_cannot_reach(wheel, tmp_path, request):
     ("version", "name"), [((3, 8), "coati_ext.pth"), ((3, 15), "coati_ext.start")], ids=str
 )
 def test_the_start_up_file_is_the_one_that_this_python_runs(monkeypatch, tmp_path, version, name):
-    for file in install.STARTUP_FILES:
+    for file in installation.STARTUP_FILES:
         (tmp_path / file).write_text("")
-    monkeypatch.setattr(install, "site_directories", lambda: [tmp_path / "absent", tmp_path])
+    monkeypatch.setattr(installation, "site_directories", lambda: [tmp_path / "absent", tmp_path])
     with monkeypatch.context() as context:
         context.setattr(sys, "version_info", version)
-        found = install.startup_file()
+        found = installation.startup_file()
     assert found == tmp_path / name
-    assert "arms every process of a job" in install.startup_reason(found)
-    assert "3.15" in install.startup_reason(found)
+    assert "arms every process of a job" in installation.startup_reason(found)
+    assert "3.15" in installation.startup_reason(found)
 
 
 EXEC = "#!/bin/sh\n'''exec' '{python}' \"$0\" \"$@\"\n' '''\nimport x\n"
@@ -298,9 +297,9 @@ def test_the_python_of_a_command_is_read_from_its_first_line(tmp_path, text, tol
     command = tmp_path / "launcher"
     command.write_text(text.format(python=python), encoding="latin-1")
     command.chmod(0o755)
-    assert install.interpreter_of(str(command)) == (str(python) if told else None)
-    assert install.interpreter_of(str(python)) == str(python)
-    assert install.interpreter_of("no-such-launcher") is None
+    assert installation.interpreter_of(str(command)) == (str(python) if told else None)
+    assert installation.interpreter_of(str(python)) == str(python)
+    assert installation.interpreter_of("no-such-launcher") is None
 
 
 @pytest.mark.parametrize(
@@ -320,24 +319,24 @@ def test_options_of_python_are_read_up_to_its_script(arguments, flags):
 
 
 def test_what_is_wrong_with_a_python_is_told(tmp_path):
-    assert not install.probe(sys.executable, ["-S"]).armed
-    assert install.Interpreter(True, "1.0").problem("1.0") == ""
-    told = install.Interpreter(True, "1.0").problem("2.0")
+    assert not installation.probe(sys.executable, ["-S"]).armed
+    assert installation.Interpreter(True, "1.0").problem("1.0") == ""
+    told = installation.Interpreter(True, "1.0").problem("2.0")
     assert told == "it has coati-ext 1.0, and this is 2.0"
-    told = install.Interpreter(False, "1.0").problem("1.0")
+    told = installation.Interpreter(False, "1.0").problem("1.0")
     assert told == "it runs no start-up file of coati-ext"
-    told = install.Interpreter(False, None).problem("1.0")
+    told = installation.Interpreter(False, None).problem("1.0")
     assert told == "coati-ext is not installed for it"
     (tmp_path / "python").write_text("#!/bin/sh\necho no room >&2; exit 3\n")
     (tmp_path / "python").chmod(0o755)
-    told = install.probe(str(tmp_path / "python")).problem("1.0")
+    told = installation.probe(str(tmp_path / "python")).problem("1.0")
     assert told == "it does not start: no room"
-    assert "FileNotFoundError" in install.probe(str(tmp_path / "absent")).problem("1.0")
+    assert "FileNotFoundError" in installation.probe(str(tmp_path / "absent")).problem("1.0")
 
 
 def test_the_page_on_launchers_names_what_there_is():
     page = (ROOT / "docs" / "launchers.md").read_text(encoding="utf-8")
-    for name in (FROZEN, launch_module.RAY_HOOK, launch_module.SETUP, "ray_runtime_env"):
+    for name in (FROZEN, ray.RAY_HOOK, ray.SETUP, "ray_runtime_env"):
         assert name in page
     for name in ("startup_file", "startup_why", "gaps", "launchers"):
         assert f"`{name}`" in page

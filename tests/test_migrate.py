@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coati_ext
-from coati_ext import stamp
+from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints.migrate.data import split
+from coati_ext.checkpoints.migrate.head import fit
 from coati_ext.cli import main
-from coati_ext.migrate.data import split
-from coati_ext.migrate.head import fit
 from coati_ext.testing import (
     preference_pairs,
     tiny_config,
@@ -260,7 +260,7 @@ def test_a_run_killed_while_it_began_goes_on(upstream, capsys):
     torch.save(model.state_dict(), "rm.pt")
     write_pairs(20)
     Path("new.pt.part").mkdir()
-    Path("new.pt.part", "coati_ext.migrate.json.1.new").write_text("{")
+    Path("new.pt.part", "coati_ext.checkpoints.migrate.json.1.new").write_text("{")
     status, facts, _ = migrate(capsys)
     assert (status, facts["batches_resumed"]) == (0, 0)
 

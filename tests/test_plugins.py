@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import coati_ext
+from coati_ext.cli.measure import measure
 from coati_ext.errors import AlreadyEnabledError, ConfigError, PluginError, RefusedError
-from coati_ext.measure import measure
 from coati_ext.patching.source import find_coati
 from coati_ext.plan import make_plan
 

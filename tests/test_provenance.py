@@ -20,11 +20,11 @@ from strategies import Case, bare_model, boost, runnable, weights_of
 from two_ranks import on_two_ranks
 
 import coati_ext
-from coati_ext import stamp
+from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints.stamp import Stamp
 from coati_ext.errors import ConfigError, StampError
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 from coati_ext.patches import provenance
-from coati_ext.stamp import Stamp
 from coati_ext.testing import (
     cpu_only,
     cpu_plugins,
@@ -570,7 +570,7 @@ KILLED = """
     import os, signal, sys
     import torch
     import coati_ext
-    from coati_ext import stamp
+    from coati_ext.checkpoints import stamp
     from coati_ext.patches import provenance
     from coati_ext.testing import tiny_reward_model
     from colossalai.booster import Booster

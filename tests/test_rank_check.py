@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import coati_ext
-from coati_ext import rank_check
 from coati_ext.errors import ConfigError
+from coati_ext.launch import rank_check
 from coati_ext.plan import make_plan
 from conftest import free_port
 

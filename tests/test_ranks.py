@@ -12,7 +12,8 @@ from torch import nn
 from two_ranks import on_two_ranks
 
 import coati_ext
-from coati_ext import ranks, tensors
+from coati_ext import tensors
+from coati_ext.rollout import ranks
 from coati_ext.testing import experience_maker, make_experience, tiny_models, tiny_tokenizer
 from coati_ext.testing.padding import pad_rows
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 import coati_ext
-from coati_ext import launch
-from coati_ext.config import FROZEN, collect
+from coati_ext.launch import ray as launch
+from coati_ext.settings import FROZEN, collect
 from conftest import ROOT, Python, free_port, new_environment
 
 OURS = "coati_ext.patches.eos_pooling"

@@ -38,7 +38,10 @@ class TestInstalled:
 
     def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
         extra = imported(installed, COATI_EXT="1") - imported(installed)
-        assert extra == {"__future__", "coati_ext", "coati_ext._startup", "coati_ext.flag"}
+        watch = {
+            f"coati_ext.{name}" for name in ("_startup", "launch", "launch.flag", "launch.watch")
+        }
+        assert extra == {"__future__", "coati_ext", *watch}
 
     def test_planning_imports_no_torch(self, installed):
         script = "import sys, coati_ext; coati_ext.status(); print('torch' in sys.modules)"

@@ -14,7 +14,7 @@ import torch
 from strategies import LACKING, RECENT, Case, cases, measure, runnable
 from two_ranks import on_two_ranks
 
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 from coati_ext.testing import cpu_only, cpu_plugins
 
 CPU = torch.device("cpu")

@@ -16,7 +16,7 @@ from torch import Tensor
 from two_ranks import on_two_ranks
 
 import coati_ext
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 from coati_ext.testing import (
     Models,
     cpu_only,

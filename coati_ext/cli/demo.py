@@ -14,7 +14,7 @@ from typing import Any, Dict, List, Tuple
 from coati_ext.cli.child import run_module
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import CoatiNotFoundError, ConfigError
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import find_coati
 

@@ -9,11 +9,13 @@ import sys
 from argparse import Namespace
 from typing import Any, Dict, List, Tuple
 
-from coati_ext import __version__, install
+import coati_ext
+from coati_ext import __version__
 from coati_ext.cli.child import run_module
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
-from coati_ext.flag import says_off
+from coati_ext.launch import installation
+from coati_ext.launch.flag import says_off
 from coati_ext.report import REFUSED
 
 Facts = Dict[str, Any]
@@ -23,21 +25,21 @@ LAUNCHERS = ("torchrun", "colossalai")
 def facts(options: Namespace) -> Tuple[int, Facts]:
     """The state of the installation, of coati, of the plan and, with ``--live``, of the defects."""
     status, plan = plan_facts(options)
-    file = install.startup_file()
+    file = installation.startup_file()
     found: Facts = {
         "version": __version__,
-        "location": os.path.dirname(install.__file__),
-        "install": install.kind(),
+        "location": os.path.dirname(coati_ext.__file__),
+        "install": installation.kind(),
         "startup_file": str(file) if file else None,
         "startup_line": file.read_text().strip() if file else None,
-        "startup_why": install.startup_reason(file) if file else None,
-        "gaps": [dataclasses.asdict(gap) for gap in install.gaps()],
+        "startup_why": installation.startup_reason(file) if file else None,
+        "gaps": [dataclasses.asdict(gap) for gap in installation.gaps()],
         "launchers": _launchers(),
         "flag": os.environ.get("COATI_EXT"),
         "armed": not says_off(os.environ.get("COATI_EXT", "")) and file is not None,
         "python": sys.executable,
         "versions": {
-            name: install.version_of(name) for name in ("torch", "transformers", "colossalai")
+            name: installation.version_of(name) for name in ("torch", "transformers", "colossalai")
         },
         "plan": plan,
     }
@@ -53,9 +55,9 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
 
 def _launchers() -> List[Facts]:
     """The launchers on PATH, the Pythons that run them, and why those would not be patched."""
-    pythons = {name: install.interpreter_of(name) for name in LAUNCHERS}
+    pythons = {name: installation.interpreter_of(name) for name in LAUNCHERS}
     problems = {
-        python: None if python is None else install.probe(python).problem(__version__)
+        python: None if python is None else installation.probe(python).problem(__version__)
         for python in {*pythons.values()}
     }
     return [
@@ -92,8 +94,8 @@ def _verdict(found: Facts) -> Tuple[str, str]:
 def _measure() -> List[Facts]:
     """Each defect with the patches off and on, in two fresh processes."""
     given = os.environ.get("COATI_EXT", "")
-    off = run_module("coati_ext.measure", "off", flag="0")
-    on = run_module("coati_ext.measure", "on", flag="" if says_off(given) else given)
+    off = run_module("coati_ext.cli.measure", "off", flag="0")
+    on = run_module("coati_ext.cli.measure", "on", flag="" if says_off(given) else given)
     before = {item["name"]: item["value"] for item in off}
     return [{**item, "before": before[item["name"]], "after": item["value"]} for item in on]
 

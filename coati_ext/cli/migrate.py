@@ -8,7 +8,7 @@ from typing import Any, Dict, Tuple
 
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import ConfigError
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 
 Facts = Dict[str, Any]
 
@@ -49,7 +49,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     for name in ("max_length", "batch_size"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
-    from coati_ext.migrate import Task, migrate
+    from coati_ext.checkpoints.migrate import Task, migrate
 
     task = Task(
         checkpoint=Path(options.checkpoint),

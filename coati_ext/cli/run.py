@@ -10,11 +10,12 @@ from argparse import REMAINDER, ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Sequence, Tuple
 
-from coati_ext import __version__, install, launch
-from coati_ext.config import FROZEN, Entry, freeze, from_text, only
+from coati_ext import __version__
 from coati_ext.errors import ConfigError, RefusedError
-from coati_ext.flag import says_off
+from coati_ext.launch import installation, ray
+from coati_ext.launch.flag import says_off
 from coati_ext.plan import make_plan
+from coati_ext.settings import FROZEN, Entry, freeze, from_text, only
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -74,7 +75,7 @@ def _require_armed(command: Sequence[str]) -> None:
     """Raise unless every Python that the command is known to start is armed by itself."""
     pythons = _pythons(command)
     for (python, *flags), name in pythons.items():
-        problem = install.probe(python, flags).problem(__version__)
+        problem = installation.probe(python, flags).problem(__version__)
         if problem:
             raise RefusedError(
                 f"{name} runs under {' '.join([python, *flags])}, whose processes would not be "
@@ -82,7 +83,7 @@ def _require_armed(command: Sequence[str]) -> None:
                 "install ..., not --target), put the environment's own command first on PATH, or "
                 "call coati_ext.enable() in the script; `coati-ext doctor` tells what is installed"
             )
-    for gap in install.gaps():
+    for gap in installation.gaps():
         if gap.here and not pythons:
             raise RefusedError(
                 f"{gap.what} would not be patched: {gap.why}. The way out: {gap.way_out}, or call "
@@ -101,9 +102,9 @@ def _pythons(command: Sequence[str]) -> Dict[Tuple[str, ...], str]:
             raise ConfigError(
                 f"no {name} on PATH, which {command[0]} run starts: install torch there"
             )
-        python = install.interpreter_of(name)
+        python = installation.interpreter_of(name)
         if python is not None:
-            flags = _flags(command[1:]) if install.is_python(name) else []
+            flags = _flags(command[1:]) if installation.is_python(name) else []
             found.setdefault((python, *flags), name)
     return found
 
@@ -131,10 +132,10 @@ def _variables(frozen: str) -> Dict[str, str]:
     variables = {
         "COATI_EXT": "1" if says_off(given) else given,  # off is overruled by asking to run
         FROZEN: frozen,
-        launch.RAY_HOOK: launch.OUR_HOOK,
+        ray.RAY_HOOK: ray.OUR_HOOK,
     }
-    other = os.environ.get(launch.RAY_HOOK, launch.OUR_HOOK)
-    return variables if other == launch.OUR_HOOK else {**variables, launch.OTHER_HOOK: other}
+    other = os.environ.get(ray.RAY_HOOK, ray.OUR_HOOK)
+    return variables if other == ray.OUR_HOOK else {**variables, ray.OTHER_HOOK: other}
 
 
 def _become(command: Any) -> NoReturn:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from coati_ext._lazy import lazy
+
 if TYPE_CHECKING:
     from coati_ext.tensors.advantages import (
         gae,
@@ -30,26 +32,26 @@ if TYPE_CHECKING:
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
 
 _HOMES = {
-    "answer_mask": "coati_ext.tensors.answers",
-    "every_token_reward": "coati_ext.tensors.rewards",
-    "gae": "coati_ext.tensors.advantages",
-    "group_advantage": "coati_ext.tensors.advantages",
-    "kl_estimate": "coati_ext.tensors.answers",
-    "left_frame": "coati_ext.tensors.frame",
-    "moments": "coati_ext.tensors.advantages",
-    "pairwise_loss": "coati_ext.tensors.losses",
-    "policy_loss": "coati_ext.tensors.losses",
-    "policy_ratio": "coati_ext.tensors.losses",
-    "position_ids": "coati_ext.tensors.frame",
-    "real_actions": "coati_ext.tensors.losses",
-    "selected_log_probs": "coati_ext.tensors.answers",
-    "sequence_advantage": "coati_ext.tensors.advantages",
-    "terminal_reward": "coati_ext.tensors.rewards",
-    "token_mask": "coati_ext.tensors.frame",
-    "trimmed": "coati_ext.tensors.frame",
-    "value_loss": "coati_ext.tensors.losses",
-    "whitened": "coati_ext.tensors.advantages",
-    "without_outer_pads": "coati_ext.tensors.frame",
+    "answer_mask": "answers",
+    "every_token_reward": "rewards",
+    "gae": "advantages",
+    "group_advantage": "advantages",
+    "kl_estimate": "answers",
+    "left_frame": "frame",
+    "moments": "advantages",
+    "pairwise_loss": "losses",
+    "policy_loss": "losses",
+    "policy_ratio": "losses",
+    "position_ids": "frame",
+    "real_actions": "losses",
+    "selected_log_probs": "answers",
+    "sequence_advantage": "advantages",
+    "terminal_reward": "rewards",
+    "token_mask": "frame",
+    "trimmed": "frame",
+    "value_loss": "losses",
+    "whitened": "advantages",
+    "without_outer_pads": "frame",
 }
 
 __all__ = [
@@ -75,12 +77,4 @@ __all__ = [
     "without_outer_pads",
 ]
 
-
-def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        from importlib import import_module
-
-        function = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = function
-        return function
-    raise AttributeError(f"module 'coati_ext.tensors' has no attribute {name!r}")
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -17,9 +17,9 @@ Importing this package imports neither torch nor coati; each name is loaded when
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, List
+from typing import TYPE_CHECKING
 
+from coati_ext._lazy import lazy
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.testing.standin import standin
 
@@ -112,14 +112,4 @@ __all__ = [
     "training_step",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> List[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -14,7 +14,7 @@ import transformers
 from torch import nn
 from torch.optim import Optimizer
 
-from coati_ext.modules import layers_of
+from coati_ext.rollout.models import layers_of
 from coati_ext.testing.cpu import LocalCoordinator
 from coati_ext.testing.models import tiny_config, tiny_reward_model
 from coati_ext.testing.training import (

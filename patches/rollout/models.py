@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import choice, tensors
-from coati_ext.modules import frame_inputs, head_dtype, without_dropout
+from coati_ext.rollout.models import frame_inputs, head_dtype, without_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, Mapping, Sequence
 
 from coati_ext import hookimpl, tensors
-from coati_ext.modules import layers_of
+from coati_ext.rollout.models import layers_of
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
 
 from coati_ext import hookimpl, options, tensors
-from coati_ext.modules import accepts, frame_inputs
+from coati_ext.rollout.models import accepts, frame_inputs
 
 from .models import log_probs_of_actions
 
@@ -105,7 +105,7 @@ def unscaled(advantages: Tensor) -> Tensor:
 @hookimpl(specname="scale_advantages")
 def whitened(advantages: Tensor, action_mask: Tensor) -> Tensor:
     """Advantages of mean 0 and deviation 1 over the real actions of all ranks."""
-    from coati_ext.ranks import total
+    from coati_ext.rollout.ranks import total
 
     return tensors.whitened(
         advantages, action_mask, total(tensors.moments(advantages, action_mask))

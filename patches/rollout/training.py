@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator
 
 from coati_ext import choice, tensors
-from coati_ext.modules import accepts
+from coati_ext.rollout.models import accepts
 
 if TYPE_CHECKING:
     from torch import Tensor

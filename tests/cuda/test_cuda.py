@@ -18,7 +18,7 @@ from test_trainers_on_two_ranks import away_from, expected, known_to_strategies,
 from two_ranks import on_ranks
 
 import coati_ext
-from coati_ext.install import version_of
+from coati_ext.launch.installation import version_of
 from coati_ext.testing import families, layouts, random_rows, tiny_reward_model
 
 if not torch.cuda.is_available():

@@ -1,7 +1,7 @@
-"""Measured defects: the numbers that ``coati-ext doctor --live`` takes with the patches off and on.
+"""The process in which ``coati-ext doctor --live`` measures defects, patches off or on.
 
-``python -m coati_ext.measure off|on`` prints them as JSON; each state has a process of its own, so
-that what one imports or breaks cannot colour the other.
+``python -m coati_ext.cli.measure off|on`` prints them as JSON. Each state has a process of its own,
+so that what one imports or breaks cannot colour the other.
 """
 
 from __future__ import annotations
@@ -10,28 +10,11 @@ import importlib
 import json
 import math
 import sys
-from dataclasses import dataclass
-from typing import Any, Dict, Tuple
+from typing import Any, Dict
 
-
-@dataclass(frozen=True)
-class Defect:
-    """A number that upstream gets wrong and a patch puts right."""
-
-    name: str
-    patch: str
-    """The patch that repairs it."""
-    summary: str
-    """What the number is."""
-    generations: Tuple[str, ...]
-    """The generations that have it."""
-    measure: str
-    """``module:function`` of no arguments that gives the number, a float, through the installed
-    coati. An exception counts as wrong and is reported by its name."""
-    right: float = 0.0
-    """What the number is when all is well."""
-    tolerance: float = 1e-5
-    """How far from that it may be."""
+from coati_ext.patching.defect import Defect
+from coati_ext.plan import make_plan
+from coati_ext.switch import enable
 
 
 def measure(defect: Defect) -> Dict[str, Any]:
@@ -55,8 +38,6 @@ def measure(defect: Defect) -> Dict[str, Any]:
 
 def main(flag: str) -> int:
     """Measure everything that this coati's generation can have wrong and print it."""
-    from coati_ext.plan import make_plan
-    from coati_ext.switch import enable
     from coati_ext.testing import cpu_only
 
     plan = make_plan()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from coati_ext import tensors
+from coati_ext.checkpoints.migrate.head import Head
 from coati_ext.errors import InputError
-from coati_ext.migrate.head import Head
-from coati_ext.modules import frame_inputs
+from coati_ext.rollout.models import frame_inputs
 
 Weights = Dict[str, Tensor]
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from coati_ext.modules import layers_of
+from coati_ext.rollout.models import layers_of
 
 
 def several() -> bool:

@@ -16,7 +16,7 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from coati_ext import files
+from coati_ext.checkpoints import atomic
 from coati_ext.errors import StampError
 
 KEY = "coati_ext"
@@ -165,7 +165,7 @@ def write(checkpoint: Path, stamp: Stamp) -> None:
     """
     content = {**stamp.as_dict(), "weights": _seals(checkpoint)}
     text = json.dumps(content, indent=2) + "\n"
-    files.put(_home(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
+    atomic.put(_home(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:

@@ -18,53 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from coati_ext import ranks, tensors
+from coati_ext import tensors
 from coati_ext.active import choice, options
-from coati_ext.modules import without_dropout
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A batch as every model sees it: prompts left-padded, answers from one column on."""
-
-    sequences: Tensor
-    """(B, S) int64."""
-    attention_mask: Tensor
-    """(B, S) bool, true for real tokens."""
-    action_mask: Tensor
-    """(B, A) bool, true for real actions; action column j is sequence column S - A + j."""
-    position_ids: Tensor
-    """(B, S) int64, of each real token among those of its row."""
-
-    @classmethod
-    def of(cls, sequences: Tensor, attention_mask: Optional[Tensor], action_mask: Tensor) -> Frame:
-        """A frame of rows in which no real token follows a gap.
-
-        Raises:
-            ValueError: the masks and the sequences are not of one shape.
-        """
-        mask = tensors.token_mask(sequences, attention_mask)
-        rows, width = action_mask.shape
-        if rows != sequences.size(0) or width >= sequences.size(1):
-            raise ValueError(
-                f"action_mask has shape {tuple(action_mask.shape)} but sequences has shape "
-                f"{tuple(sequences.shape)}: expected a column for each token after the prompt"
-            )
-        return cls(sequences, mask, action_mask != 0, tensors.position_ids(mask))
-
-    @property
-    def num_actions(self) -> int:
-        """A."""
-        return self.action_mask.size(1)
-
-    def rows(self, rows: slice) -> Frame:
-        """Some of the rows."""
-        return Frame(
-            self.sequences[rows],
-            self.attention_mask[rows],
-            self.action_mask[rows],
-            self.position_ids[rows],
-        )
+from coati_ext.rollout import ranks
+from coati_ext.rollout.frame import Frame
+from coati_ext.rollout.models import without_dropout
 
 
 @dataclass(frozen=True)

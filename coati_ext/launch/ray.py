@@ -11,8 +11,8 @@ import os
 from typing import Any, Callable, Dict, Mapping, Optional, Union
 
 from coati_ext import switch
-from coati_ext.config import FROZEN, freeze
-from coati_ext.flag import says_off
+from coati_ext.launch.flag import says_off
+from coati_ext.settings import FROZEN, freeze
 
 RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"
 """Where Ray reads the name of a function that may change the ``runtime_env`` of ``ray.init()``."""

@@ -15,13 +15,14 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from coati_ext import __version__, files, stamp
+from coati_ext import __version__
+from coati_ext.checkpoints import atomic, stamp
+from coati_ext.checkpoints.migrate.checkpoint import RewardModel, files_of
+from coati_ext.checkpoints.migrate.data import ANSWERS, Pair
+from coati_ext.checkpoints.migrate.task import Task
 from coati_ext.errors import InputError
-from coati_ext.migrate.checkpoint import RewardModel, files_of
-from coati_ext.migrate.data import ANSWERS, Pair
-from coati_ext.migrate.task import Task
 
-_PLAN = "coati_ext.migrate.json"
+_PLAN = "coati_ext.checkpoints.migrate.json"
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def compute(
                 old = model.mean_pooled(tokenizer(texts, padding="max_length", **cut))
                 shape = (len(batch), len(ANSWERS), -1)
                 item = {"hidden": hidden.view(shape), "old": old.view(shape[:2])}
-                files.put(file, partial(torch.save, item))
+                atomic.put(file, partial(torch.save, item))
             found.append(torch.load(str(file), weights_only=True))
     return Features(
         **{name: torch.cat([item[name] for item in found]) for name in found[0]}
@@ -84,7 +85,7 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
     task.part.mkdir(exist_ok=True)
     file = task.part / _PLAN
     if all(item.name.startswith(_PLAN) for item in task.part.iterdir()):
-        files.put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
+        atomic.put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name in plan if found.get(name) != plan[name]]

@@ -15,13 +15,14 @@ from typing import Any, Dict
 
 import torch
 
-from coati_ext import __version__, stamp
+from coati_ext import __version__
+from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints.migrate.checkpoint import RewardModel, Weights, read_weights
+from coati_ext.checkpoints.migrate.data import ANSWERS, load_tokenizer, read_pairs, split
+from coati_ext.checkpoints.migrate.features import batches_of, compute, open_part
+from coati_ext.checkpoints.migrate.head import Head, accuracy, correlation, fit, loss, ranks
+from coati_ext.checkpoints.migrate.task import Task
 from coati_ext.errors import InputError
-from coati_ext.migrate.checkpoint import RewardModel, Weights, read_weights
-from coati_ext.migrate.data import ANSWERS, load_tokenizer, read_pairs, split
-from coati_ext.migrate.features import batches_of, compute, open_part
-from coati_ext.migrate.head import Head, accuracy, correlation, fit, loss, ranks
-from coati_ext.migrate.task import Task
 
 __all__ = ["Task", "migrate"]
 

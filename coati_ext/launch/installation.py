@@ -16,12 +16,14 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Iterable, List, Optional, Sequence
 
+import coati_ext
+
 STARTUP_FILES = ("coati_ext.start", "coati_ext.pth")
 PROBE_LIMIT = 60  # seconds that a Python may take to start
 
 _PROBE = """
 import importlib.util, json, sys
-armed = any(type(finder).__module__ == "coati_ext._startup" for finder in sys.meta_path)
+armed = any(type(finder).__module__.startswith("coati_ext.") for finder in sys.meta_path)
 found = importlib.util.find_spec("coati_ext")
 if found: import coati_ext
 version = coati_ext.__version__ if found else None
@@ -65,7 +67,7 @@ class Interpreter:
 
 def kind() -> str:
     """``wheel``, ``editable`` or ``checkout``."""
-    if (Path(__file__).parent / "patches" / "__init__.py").is_file():
+    if (Path(coati_ext.__file__).parent / "patches" / "__init__.py").is_file():
         return "wheel"
     try:
         distribution("coati-ext")

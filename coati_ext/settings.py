@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from coati_ext.errors import ConfigError, nearest
-from coati_ext.flag import OFF, ON, says_off
+from coati_ext.launch.flag import OFF, ON, says_off
 from coati_ext.patching.patch import Patch
 from coati_ext.patching.steps import POLICIES
 

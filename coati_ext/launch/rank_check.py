@@ -55,7 +55,7 @@ def compare(digest: str, limit: float) -> None:
     """
     import torch.distributed as dist
 
-    from coati_ext import ranks
+    from coati_ext.rollout import ranks
 
     if not ranks.several():
         return

@@ -1,0 +1,1 @@
+"""Checkpoints: what one says of its model (``stamp``), re-fitting an old one (``migrate``)."""
