@@ -11,19 +11,21 @@ __version__ = "0.3.0"
 
 TYPE_CHECKING = False  # typing itself is too heavy for a package that every start-up may touch
 if TYPE_CHECKING:
-    from coati_ext.active import choice, options
+    from coati_ext.active import announce, choice, options
     from coati_ext.hookspecs import hookimpl
     from coati_ext.patching.defect import Defect
     from coati_ext.patching.patch import Patch, Site
+    from coati_ext.patching.variants import with_variants
     from coati_ext.report import Report
     from coati_ext.settings import option
     from coati_ext.switch import applied, disable, enable, status
 
 _HOMES = {
-    "Defect": "coati_ext.cli.measure",
+    "Defect": "coati_ext.patching.defect",
     "Patch": "coati_ext.patching.patch",
     "Report": "coati_ext.report",
     "Site": "coati_ext.patching.patch",
+    "announce": "coati_ext.active",
     "applied": "coati_ext.switch",
     "choice": "coati_ext.active",
     "disable": "coati_ext.switch",
@@ -32,6 +34,7 @@ _HOMES = {
     "option": "coati_ext.settings",
     "options": "coati_ext.active",
     "status": "coati_ext.switch",
+    "with_variants": "coati_ext.patching.variants",
 }
 
 __all__ = [
@@ -39,6 +42,7 @@ __all__ = [
     "Patch",
     "Report",
     "Site",
+    "announce",
     "applied",
     "choice",
     "disable",
@@ -47,6 +51,7 @@ __all__ = [
     "option",
     "options",
     "status",
+    "with_variants",
 ]
 
 

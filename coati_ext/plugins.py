@@ -138,8 +138,8 @@ def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
     manager.add_hookspecs(hookspecs)
     registry = Registry(manager)
     patches = importlib.import_module("coati_ext.patches")
-    for item in sorted(pkgutil.iter_modules(patches.__path__), key=lambda item: item.name):
-        _add(registry, item.name, "built-in", _importer(f"coati_ext.patches.{item.name}"))
+    for name in sorted(item.name for item in pkgutil.iter_modules(patches.__path__) if item.ispkg):
+        _add(registry, name, "built-in", _importer(f"coati_ext.patches.{name}"))
     for point in sorted(_entry_points(), key=lambda point: point.name):
         distribution = getattr(getattr(point, "dist", None), "name", None)
         source = f"entry point {point.value}" + (f" of {distribution}" if distribution else "")

@@ -121,7 +121,7 @@ class TestRun:
         digest = re.search(r"coati-ext: .*, digest (\w+)", done.stderr).group(1)
         for rank in (0, 1):
             assert json.loads((job / f"rank{rank}.json").read_text()) == {
-                "forward": "coati_ext.patches.eos_pooling",
+                "forward": "coati_ext.patches.eos_pooling.reward_model",
                 "digest": digest,
                 "note": HARD,
                 "frozen": True,

@@ -137,9 +137,9 @@ def test_a_tokenizer_gets_its_sides_back_after_an_error(on):
 
 
 def test_a_tokenizer_without_sides_is_refused_by_name(on):
-    from coati_ext.patches.left_padding import _left_sided
+    from coati_ext.patches.left_padding.tokenizers import left_sided
 
-    with pytest.raises(TypeError, match=r"object cannot pad or cut at the head"), _left_sided(
+    with pytest.raises(TypeError, match=r"object cannot pad or cut at the head"), left_sided(
         object()
     ):
         pass

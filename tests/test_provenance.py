@@ -24,7 +24,7 @@ from coati_ext.checkpoints import stamp
 from coati_ext.checkpoints.stamp import Stamp
 from coati_ext.errors import ConfigError, StampError
 from coati_ext.launch.installation import version_of
-from coati_ext.patches import provenance
+from coati_ext.patches.provenance import this_run
 from coati_ext.testing import (
     cpu_only,
     cpu_plugins,
@@ -50,19 +50,20 @@ with_colossalai = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
     """Each test begins in a process that has seen no tokenizer."""
-    monkeypatch.setattr(provenance, "_rows", provenance._Rows())
+    for name, value in vars(this_run.RowsSeen()).items():
+        monkeypatch.setattr(this_run.rows_seen, name, value)
 
 
 def trained(family="gpt2", seed=0):
     """A reward model that this run's tokenizer made the rows of."""
-    provenance.see(TOKENIZER)
+    this_run.see(TOKENIZER)
     return tiny_reward_model(family, seed=seed)
 
 
 def stamped_as(model, **changes):
     """The model's state dict with a stamp that differs from this run's form."""
     weights = model.state_dict()
-    here = provenance.form_here("reward model")
+    here = this_run.form_here("reward model")
     stamp.put(weights, dataclasses.replace(here, **changes))
     return weights
 
@@ -571,7 +572,7 @@ KILLED = """
     import torch
     import coati_ext
     from coati_ext.checkpoints import stamp
-    from coati_ext.patches import provenance
+    from coati_ext.patches.provenance import this_run
     from coati_ext.testing import tiny_reward_model
     from colossalai.booster import Booster
 

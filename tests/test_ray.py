@@ -20,7 +20,7 @@ from coati_ext.launch import ray as launch
 from coati_ext.settings import FROZEN, collect
 from conftest import ROOT, Python, free_port, new_environment
 
-OURS = "coati_ext.patches.eos_pooling"
+OURS = "coati_ext.patches.eos_pooling.reward_model"
 LIMIT = 120  # seconds, of which a busy machine spends most on imports
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}  # else Ray takes or leaves one in the home directory
 

@@ -19,7 +19,7 @@ ARMED = textwrap.dedent(
     print(coati.models.RewardModel.forward.__module__)
     """
 )
-OURS = "coati_ext.patches.eos_pooling"
+OURS = "coati_ext.patches.eos_pooling.reward_model"
 
 
 def imported(python, **variables):

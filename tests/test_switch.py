@@ -221,7 +221,7 @@ def test_a_late_misfit_undoes_what_was_done_and_stops_the_import(upstream, monke
     reward_model = type(coati.models.RewardModel)  # the class object exists and is patched
     assert reward_model is type
     patched = coati.models.RewardModel.forward
-    assert patched.__module__ == "coati_ext.patches.eos_pooling"
+    assert patched.__module__ == "coati_ext.patches.eos_pooling.reward_model"
 
     # Somebody registers, before us, a hook that changes the data path while it is imported.
     import wrapt

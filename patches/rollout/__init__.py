@@ -4,17 +4,22 @@ Upstream hands its reward model another form of a row than it was trained on, ta
 for the mask (which hides EOS when ``pad == eos``), scores without positions, values states one
 token late or in another frame than it trains on, spreads the score over every token, and draws
 every rollout from one seed. Here ``make_experience`` of every generation is one pipeline
-(``coati_ext.rollout``) of hooks whose defaults are in this folder; the training step recomputes
-log-probabilities and values through the same hooks, so that before the first update the policy
-ratio is 1 and no value has changed. See ColossalAI #4475, #3374, #4491, #3696.
+(``coati_ext.rollout``) of hooks whose defaults are in ``steps`` and ``sampler``; the training step
+recomputes log-probabilities and values through the same hooks, so that before the first update the
+policy ratio is 1 and no value has changed. See ColossalAI #4475, #3374, #4491, #3696.
 """
 
 from __future__ import annotations
 
-from .defects import register_defects
-from .options import register_options
+from typing import Callable
+
+from coati_ext import Defect, Patch, hookimpl, with_variants
+
+from ..upstream import UPSTREAM
+from .defects import DEFECTS
+from .options import Options
 from .sampler import upstream_sampler
-from .sites import register_patches
+from .sites import SITES
 from .steps import (
     compacted,
     every_token,
@@ -48,3 +53,37 @@ __all__ = [
     "upstream_sampler",
     "whitened",
 ]
+
+
+@hookimpl
+def register_patches(register: Callable[[Patch], None]) -> None:
+    """Declare the patch."""
+    register(
+        Patch(
+            name="rollout",
+            summary="experience and PPO steps in one frame: masks, values, rewards, advantages",
+            default=True,
+            changes=(
+                "Everything PPO learns from. The reward model scores rows in its training form; "
+                "masks end with the end token, also when pad == eos; values are of the state "
+                "before each action, equal in rollout and training; the score lands once, on the "
+                "last action; dropout is off; no rollout repeats. G1 and G2 keep whole answers as "
+                "actions unless rollout.advantage = gae."
+            ),
+            reference="ColossalAI #4475, #3374, #4491, #3696, #4125; arXiv 1506.02438, 1707.06347",
+            sites=with_variants(SITES, UPSTREAM, "rollout"),
+        )
+    )
+
+
+@hookimpl
+def register_options(register: Callable[[str, type], None]) -> None:
+    """Declare ``[rollout]``."""
+    register("rollout", Options)
+
+
+@hookimpl
+def register_defects(register: Callable[[Defect], None]) -> None:
+    """Declare what ``doctor --live`` measures."""
+    for defect in DEFECTS:
+        register(defect)

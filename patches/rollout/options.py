@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Callable, Optional
+from typing import Optional
 
-from coati_ext import hookimpl, option
+from coati_ext import option
 
 _BANDIT = {"G1": "sequence", "G2": "sequence"}
 
@@ -56,9 +56,3 @@ class Options:
     missing_eos_penalty: float = option(
         0.0, "taken off the score of an answer that was cut off before its end", minimum=0
     )
-
-
-@hookimpl
-def register_options(register: Callable[[str, type], None]) -> None:
-    """Declare ``[rollout]``."""
-    register("rollout", Options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
 from coati_ext import hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, frame_inputs
 
-from .models import log_probs_of_actions
+from .model_utils import log_probs_of_actions
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Callable, Dict, Mapping, Optional
 
-from coati_ext import choice, options, tensors
-from coati_ext.active import announce
+from coati_ext import announce, choice, options, tensors
 
 from .sampler import end_tokens, stop_sequences
 

@@ -1,4 +1,4 @@
-"""What upstream asks of critic, actor and logits, in the frame of the experience.
+"""What ``coati.models.utils`` computes of logits, and ``coati.models.disable_dropout``.
 
 Letters: B rows, A action columns, S sequence columns, V vocabulary.
 """
@@ -8,52 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import choice, tensors
-from coati_ext.rollout.models import frame_inputs, head_dtype, without_dropout
+from coati_ext.rollout.models import without_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def critic_g1(
-    self: Any,
-    sequences: Tensor,
-    action_mask: Optional[Tensor] = None,
-    attention_mask: Optional[Tensor] = None,
-) -> Tensor:
-    """The value before each token, (B, S), for G1."""
-    return _values_before(self, sequences, attention_mask)
-
-
-def critic_g2(self: Any, sequences: Tensor, attention_mask: Optional[Tensor] = None) -> Tensor:
-    """The value before each token, (B, S), for G2."""
-    return _values_before(self, sequences, attention_mask)
-
-
-def critic_g3(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> Tensor:
-    """The value before each token, (B, S), for G3 and G4."""
-    return _values_before(self, input_ids, attention_mask)
-
-
-def _values_before(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
-    """Column t holds the value of the state before token t; column 0, before which there is none,
-    that after its own token. The trainers' slice of the last A columns is right for it.
-    """
-    import torch
-
-    mask = tensors.token_mask(input_ids, attention_mask)
-    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
-    before = torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1)
-    values: Tensor = self.value_head(before.to(head_dtype(self.value_head, before.dtype)))
-    return values.squeeze(-1)
-
-
-def actor_g1a(
-    self: Any, sequences: Tensor, num_actions: int, attention_mask: Optional[Tensor] = None
-) -> Tensor:
-    """The log-probabilities of the last actions, (B, A), for the actor before v0.3.1."""
-    mask = tensors.token_mask(sequences, attention_mask)
-    output = self.model(sequences, **frame_inputs(self.model, mask))
-    return log_probs_of_actions(output, sequences, num_actions)
 
 
 def log_probs_of_actions(logits: Any, sequences: Tensor, num_actions: int) -> Tensor:

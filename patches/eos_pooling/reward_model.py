@@ -1,0 +1,46 @@
+"""``RewardModel.forward`` of each generation: the value head at the last real token.
+
+Letters: B rows, S sequence columns.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional
+
+from coati_ext import choice, tensors
+from coati_ext.rollout.models import frame_inputs, head_dtype
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def forward_sequences(
+    self: Any, sequences: Tensor, attention_mask: Optional[Tensor] = None
+) -> Tensor:
+    """Rewards (B,) of ids (B, S), for G1 and G2. The mask may be absent, which G2 forbids."""
+    return _score(self, sequences, attention_mask)
+
+
+def forward_input_ids(
+    self: Any, input_ids: Tensor, attention_mask: Optional[Tensor] = None
+) -> Tensor:
+    """Rewards (B,) of ids (B, S), for G3."""
+    return _score(self, input_ids, attention_mask)
+
+
+def forward_with_extras(
+    self: Any, input_ids: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any
+) -> Tensor:
+    """Rewards (B,) of ids (B, S), for G4, whose maker tells rule-based reward models more."""
+    return _score(self, input_ids, attention_mask)
+
+
+def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
+    mask = tensors.token_mask(input_ids, attention_mask)
+    input_ids, mask = tensors.left_frame(input_ids, mask)
+    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
+    positions = input_ids.new_full((input_ids.size(0),), input_ids.size(1) - 1)
+    pooled = choice("pool_reward")(hidden, mask, positions, self)
+    # A bf16 backbone may carry an fp32 head.
+    values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))
+    return values.squeeze(-1)

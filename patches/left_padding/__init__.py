@@ -1,0 +1,52 @@
+"""Left-padded rows whose end token survives, from every reward-model and prompt data path.
+
+Upstream pads on the side that the tokenizer happens to have; it cuts long rows at their end, which
+loses the end token of an answer and the assistant header of a prompt; and it masks prompts by
+``ids != pad``, which loses real tokens when ``pad == eos``. Here rows are left-padded whatever the
+tokenizer says, cut at their head, and masked by their lengths. Upstream's own tokenizing and
+collating code still does the work. DPO and ORPO share the preference collator with the reward
+model; they train an actor, which is given no position ids, so they keep upstream's layout.
+"""
+
+from __future__ import annotations
+
+from typing import Callable
+
+from coati_ext import Defect, Patch, hookimpl, with_variants
+
+from ..upstream import UPSTREAM
+from .defects import DEFECTS
+from .options import Options
+from .sites import SITES
+
+
+@hookimpl
+def register_patches(register: Callable[[Patch], None]) -> None:
+    """Declare the patch."""
+    register(
+        Patch(
+            name="left_padding",
+            summary="one left-padded frame: rows cut at their head, ending in their end token",
+            default=True,
+            changes=(
+                "Rows come left-padded. Rows longer than max_length keep their end and lose their "
+                "head (BOS stays). With pad == eos, G3 and G4 prompts keep their real eos tokens. "
+                "DPO, ORPO and KTO batches do not change."
+            ),
+            reference="ColossalAI #4475, #3235, #4125",
+            sites=with_variants(SITES, UPSTREAM, "left_padding"),
+        )
+    )
+
+
+@hookimpl
+def register_options(register: Callable[[str, type], None]) -> None:
+    """Declare ``[left_padding]``."""
+    register("left_padding", Options)
+
+
+@hookimpl
+def register_defects(register: Callable[[Defect], None]) -> None:
+    """Declare what ``doctor --live`` measures."""
+    for defect in DEFECTS:
+        register(defect)

@@ -1,0 +1,72 @@
+"""What ``doctor --live`` measures of rows, each through the installed coati."""
+
+from __future__ import annotations
+
+from typing import Any, List, Sequence, Tuple
+
+from coati_ext import Defect
+
+
+def _defect(name: str, summary: str, generations: Tuple[str, ...], measure: str) -> Defect:
+    return Defect(name, "left_padding", summary, generations, f"{__name__}:{measure}")
+
+
+DEFECTS = (
+    _defect(
+        "end token lost",
+        "share of over-long preference rows that do not end in the end token",
+        ("G1", "G2", "G3", "G4"),
+        "measure_lost_ends",
+    ),
+    _defect(
+        "right-padded rows",
+        "share of short preference rows padded after their end, tokenizer side right",
+        ("G1", "G2", "G3", "G4"),
+        "measure_right_padding",
+    ),
+    _defect(
+        "prompt tokens masked",
+        "real tokens hidden in a prompt with two inner eos, pad == eos",
+        ("G3", "G4"),
+        "measure_hidden_prompt_tokens",
+    ),
+)
+
+
+def _rows_of(lengths: Sequence[int]) -> List[Any]:
+    """Eight columns wide, the rows that the installed coati makes of answers of some lengths."""
+    from coati_ext.testing import chosen_rows, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(padding_side="right")
+    word = tokenizer.convert_ids_to_tokens(5)
+    answers = [f"{word} " * (length - 1) for length in lengths]
+    pairs = [{"prompt": "", "chosen": answer, "rejected": answer} for answer in answers]
+    return chosen_rows(pairs, tokenizer=tokenizer, max_length=8)
+
+
+def measure_lost_ends() -> float:
+    """The share of over-long rows whose last real token is not the end token."""
+    from coati_ext.testing import tiny_tokenizer
+
+    eos = tiny_tokenizer().eos_token_id
+    rows = _rows_of([9, 12, 30])
+    return float(sum(int(ids[mask][-1]) != eos for ids, mask in rows) / len(rows))
+
+
+def measure_right_padding() -> float:
+    """The share of short rows that have pads after their end."""
+    rows = _rows_of([3, 5, 6])
+    return sum(not bool(mask[-1]) for _, mask in rows) / len(rows)
+
+
+def measure_hidden_prompt_tokens() -> float:
+    """How many real tokens of one prompt are masked when pad and eos are the same token."""
+    from coati.dataset import DataCollatorForPromptDataset
+
+    from coati_ext.testing import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(pad="eos", padding_side="left")
+    eos = tokenizer.eos_token_id
+    prompt = [5, 6, eos, 7, eos, 8]
+    batch = DataCollatorForPromptDataset(tokenizer, max_length=8)([{"input_ids": prompt}])
+    return float(len(prompt) - int(batch["attention_mask"].sum()))

@@ -1,0 +1,53 @@
+"""What the patch changes: the datasets of G1 and G2, the collators of G3 and G4."""
+
+from __future__ import annotations
+
+from coati_ext import Site
+
+_OURS = "coati_ext.patches.left_padding."
+_DATASETS = (
+    "coati.dataset.reward_dataset:RmStaticDataset",
+    "coati.dataset.reward_dataset:HhRlhfDataset",
+    "coati.dataset.prompt_dataset:PromptDataset",
+)
+_COLLATOR = ("self.tokenizer", "self.max_length")
+
+SITES = (
+    *(
+        Site(
+            f"{dataset}.__init__",
+            _OURS + "datasets:tokenize_left",
+            generations=("G1", "G2"),
+            mode="wrap",
+            needs=("tokenizer",),
+        )
+        for dataset in _DATASETS
+    ),
+    Site(
+        "coati.dataset.loader:DataCollatorForPreferenceDataset.__call__",
+        _OURS + "collators:collate_preferences",
+        generations=("G3", "G4"),
+        mode="wrap",
+        needs=_COLLATOR,
+    ),
+    Site(
+        "coati.dataset.loader:DataCollatorForPromptDataset.__call__",
+        _OURS + "collators:collate_prompts",
+        generations=("G3", "G4"),
+        mode="wrap",
+        needs=_COLLATOR,
+    ),
+    Site(
+        "coati.trainer.dpo:DPOTrainer._before_fit",
+        _OURS + "trainers:keep_upstream_layout",
+        generations=("G3", "G4"),
+        mode="wrap",
+    ),
+    Site(
+        "coati.trainer.orpo:ORPOTrainer._before_fit",
+        _OURS + "trainers:keep_upstream_layout",
+        generations=("G3", "G4"),
+        mode="wrap",
+        optional=True,
+    ),
+)

@@ -1,0 +1,75 @@
+"""``_save_to_state_dict`` and ``_load_from_state_dict`` of reward models and critics."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, Mapping
+
+from coati_ext.checkpoints import stamp
+
+from .judgement import judge, stamp_of
+
+
+def save_to_state_dict(
+    original: Callable[..., None], self: Any, destination: Any, prefix: str, keep_vars: bool
+) -> None:
+    """Write the stamp beside the version that torch keeps of each module."""
+    original(self, destination, prefix, keep_vars)
+    current = stamp_of(self)
+    if current is not None and hasattr(destination, "_metadata"):
+        stamp.put(destination, current, prefix[:-1])
+
+
+_judged = False
+
+
+@contextmanager
+def already_judged() -> Iterator[None]:
+    """The weights that are loaded meanwhile are of a checkpoint whose stamp has been compared."""
+    global _judged
+    before, _judged = _judged, True
+    try:
+        yield
+    finally:
+        _judged = before
+
+
+def load_from_state_dict(
+    original: Callable[..., None],
+    self: Any,
+    state_dict: Any,
+    prefix: str,
+    local_metadata: Mapping[str, Any],
+    *args: Any,
+) -> None:
+    """Compare the stamp before any weight is taken over.
+
+    G2's training script saves the model inside its DDP or ZeRO wrapper, and its PPO script loads
+    that with ``strict=False``: nothing of it, since every key begins with the wrapper's name. Those
+    names are taken off first.
+    """
+    wrapper = _unwrap(self, state_dict, prefix)
+    if not _judged:
+        source = "a state dict"
+        metadata = getattr(state_dict, "_metadata", {}).get(wrapper, {}) if wrapper else {}
+        judge(
+            self,
+            lambda: (
+                stamp.of_metadata(metadata or local_metadata, source),
+                "it carries no stamp",
+            ),
+            source,
+        )
+    original(self, state_dict, prefix, local_metadata, *args)
+
+
+def _unwrap(model: Any, state_dict: Any, prefix: str) -> str:
+    """Take off the names of wrappers that all keys begin with; the names, without the last dot."""
+    wrapped = prefix
+    while state_dict and all(key.startswith(f"{wrapped}module.") for key in state_dict):
+        wrapped += "module."
+    if wrapped == prefix or hasattr(model, "module"):
+        return ""
+    for key in list(state_dict):
+        state_dict[prefix + key[len(wrapped) :]] = state_dict.pop(key)
+    return wrapped[:-1]

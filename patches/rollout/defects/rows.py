@@ -1,0 +1,97 @@
+"""Of the rows: what reaches the models, and what the reward model makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from typing import List
+
+from .making import ANSWERS, PROMPTS, ROOM, Rows, actions_of, answered, sampled
+
+
+def measure_score() -> float:
+    """The largest difference of a score in PPO from training, with a pad token of its own."""
+    return _score_difference("gpt2", "pad")
+
+
+def measure_score_where_eos_pads() -> float:
+    """The largest difference of a score in PPO from training, when the end token pads."""
+    return _score_difference("bloom", "eos")
+
+
+def _score_difference(family: str, pad: str) -> float:
+    import torch
+
+    from coati_ext.testing import tiny_models, tiny_tokenizer
+    from coati_ext.testing.padding import pad_rows
+
+    models, tokenizer = tiny_models(family), tiny_tokenizer(pad=pad, padding_side="left")
+    made = answered(models, tokenizer, kl_coef=0.0)
+    rows = [prompt + answer for prompt, answer in zip(PROMPTS, ANSWERS)]
+    form = pad_rows(rows, pad_token_id=tokenizer.pad_token_id, side="right", width=ROOM)
+    with torch.no_grad():
+        trained = models.reward_model(form[0], attention_mask=form[1])
+    return float((made.reward - trained).abs().max())
+
+
+def measure_masks_where_eos_pads() -> float:
+    """The number of real tokens that are masked when the end token pads and stands in a prompt."""
+    return _hidden_tokens([[1, 5, 2, 9, 8], PROMPTS[1][:7]], ANSWERS, "eos")
+
+
+def measure_masks_where_pad_is_sampled() -> float:
+    """The number of real tokens that are masked when the pad is sampled inside an answer."""
+    return _hidden_tokens([[1, 9, 8, 7]], [[20, 0, 21, 0, 0, 22, 23, 2]], "pad")
+
+
+def _hidden_tokens(prompts: Rows, answers: Rows, pad: str) -> float:
+    from coati_ext.testing import tiny_models, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(pad=pad, padding_side="left")
+    made = answered(tiny_models("opt"), tokenizer, prompts, answers)
+    real = sum(len(row) for row in [*prompts, *answers])
+    return float(real - made.attention_mask.sum())
+
+
+def measure_right_padded_prompts() -> float:
+    """The share of greedy answers that are others when their prompts are padded on the right."""
+    from coati_ext.testing import experience_maker, tiny_models, tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(padding_side="left")
+    maker = experience_maker(tiny_models("bloom"), tokenizer=tokenizer)
+    prompts = [[1, 9, 8], *PROMPTS, [1, 5, 44, 12, 50, 11]]
+
+    def answers(rows: Rows) -> List[List[int]]:
+        longest = max(map(len, rows))
+        made = sampled(maker, tokenizer, rows, "right", max_length=longest + 6, top_k=1)
+        return [tokens[:5] for tokens in actions_of(made)]  # G3 may write an end over the sixth
+
+    alone = [answer for prompt in prompts for answer in answers([prompt])]
+    return sum(a != b for a, b in zip(alone, answers(prompts))) / len(prompts)
+
+
+def measure_widths() -> float:
+    """The number of rows lost when rollouts of two widths are batched for training."""
+    from coati_ext.testing import tiny_models, tiny_tokenizer
+
+    models, tokenizer = tiny_models("opt"), tiny_tokenizer(padding_side="left")
+    try:
+        buffer = import_module("coati.experience_buffer").NaiveExperienceBuffer
+    except ModuleNotFoundError:  # before v0.3.2
+        buffer = import_module("coati.replay_buffer").NaiveReplayBuffer
+    held = buffer(4, cpu_offload=False)
+    answers = [answer[:3] + answer[-1:] for answer in ANSWERS]
+    held.append(answered(models, tokenizer))
+    held.append(answered(models, tokenizer, answers=answers, max_length=ROOM - 2))
+    batch = held.collate_fn(list(held.items))
+    found = [ids[mask.bool()].tolist() for ids, mask in zip(batch.sequences, batch.attention_mask)]
+    expected = [p + a for each in (ANSWERS, answers) for p, a in zip(PROMPTS, each)]
+    return float(sum(row not in found for row in expected))
+
+
+def measure_inference_tensors() -> float:
+    """The number of tensors of an Experience that autograd refuses to save."""
+    from coati_ext.testing import tiny_models, tiny_tokenizer
+
+    made = answered(tiny_models("llama"), tiny_tokenizer(padding_side="left"))
+    return float(sum(getattr(made, field.name).is_inference() for field in fields(made)))

@@ -1,0 +1,10 @@
+"""The configuration section ``[stable_losses]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """``[stable_losses]``, which has nothing to set beside ``enabled``."""
