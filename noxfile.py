@@ -10,9 +10,10 @@ nox.options.error_on_missing_interpreters = False
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    session.install("ruff==0.17.6")
+    session.install("ruff==0.17.6", "import-linter==2.17")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
+    session.run("lint-imports", "pyproject.toml")
 
 
 @nox.session(python="3.11")
