@@ -507,7 +507,7 @@ def test_a_model_keeps_what_it_was_loaded_with_until_it_is_trained(upstream, sta
             assert kept == ("mean over all columns" if stamped else None)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert b"coati_ext.stamp" not in pickle.dumps(model)
+            assert b"coati_ext.checkpoints" not in pickle.dumps(model)
         model.train()
         model(torch.tensor([[1, 5, 2]]), attention_mask=torch.ones(1, 3)).sum().backward()
         assert model.state_dict()._metadata[""]["coati_ext"]["pooling"] == "eos"
