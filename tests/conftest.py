@@ -1,28 +1,23 @@
-"""The coati under test: a real one with --coati PATH (or COATI_SOURCE), else each stand-in."""
+"""Fixtures that tests of several areas share; ``helpers`` has the functions."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import venv
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Dict, Iterator
 
 import hypothesis
 import pytest
 
 import coati_ext
 from coati_ext.patching.patch import GENERATIONS
-from coati_ext.patching.source import generation_of
-from coati_ext.testing import standin
 from coati_ext.testing.pytest_option import pytest_addoption as pytest_addoption
-
-ROOT = Path(__file__).resolve().parent.parent
+from helpers import ROOT
+from helpers.interpreters import Python, add_packages, new_environment
+from helpers.upstreams import Upstream, folders_under_test, importable
 
 # A busy machine is no failure; and the fixtures that examples share are made to be shared.
 hypothesis.settings.register_profile(
@@ -62,45 +57,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Upstream:
-    """A folder that holds a coati."""
-
-    folder: Path
-    generation: str
-
-    @property
-    def package(self) -> Path:
-        return self.folder / "coati"
-
-
-def folders_under_test(config: pytest.Config) -> List[Upstream]:
-    path = config.getoption("--coati")
-    if not path:
-        return [Upstream(standin(name), name) for name in GENERATIONS]
-    folder = Path(path).resolve()
-    folder = folder.parent if folder.name == "coati" else folder
-    return [Upstream(folder, generation_of(folder / "coati"))]
-
-
-def forget_coati() -> None:
-    for name in [name for name in sys.modules if name.split(".")[0] == "coati"]:
-        del sys.modules[name]
-
-
-@contextlib.contextmanager
-def importable(folder: Path) -> Iterator[None]:
-    """Make the coati in a folder the importable one, unimported, and forget it afterwards."""
-    forget_coati()
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        coati_ext.disable()
-        sys.path.remove(str(folder))
-        forget_coati()
-
-
 @pytest.fixture(autouse=True)
 def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No flag, no file and no plugin of the machine reaches a test."""
@@ -124,43 +80,11 @@ def newest(request: pytest.FixtureRequest) -> Iterator[Upstream]:
         yield folder
 
 
-def free_port() -> str:
-    """A port of this machine that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-class Python:
-    """Fresh interpreters in which a coati is importable."""
-
-    def __init__(self, folder: Optional[Path], cwd: Path, executable: str = sys.executable) -> None:
-        self.folder = folder
-        self.cwd = cwd
-        self.executable = executable
-
-    def environment(self, **variables: str) -> Dict[str, str]:
-        paths = [str(ROOT), *([str(self.folder)] if self.folder else [])]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("COATI_EXT")}
-        return {**clean, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", **variables}
-
-    def __call__(
-        self, *arguments: str, check: bool = True, **variables: str
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [self.executable, *arguments],
-            env=self.environment(**variables),
-            cwd=str(self.cwd),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if check and done.returncode:
-            raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
-
-    def cli(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
-        return self("-m", "coati_ext", *arguments, **variables)
+@pytest.fixture
+def on(upstream: Upstream) -> Iterator[Upstream]:
+    """Each coati under test, with the default patches on."""
+    with coati_ext.applied():
+        yield upstream
 
 
 @pytest.fixture
@@ -201,31 +125,6 @@ def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     # Only now, or pip would find the coati-ext of the environment that runs the tests.
     add_packages(folder)
     return python
-
-
-def new_environment(folder: Path, *, packages: bool = False, system: bool = False) -> Path:
-    """The Python of a new virtual environment without pip, with this one's packages or without."""
-    builder = venv.EnvBuilder(with_pip=False, symlinks=True, system_site_packages=system)
-    builder.create(str(folder))
-    if packages:
-        add_packages(folder)
-    return folder / "bin" / "python"
-
-
-def add_packages(folder: Path) -> None:
-    """Give a virtual environment the packages of this one, and the commands of its launchers."""
-    site = next((folder / "lib").glob("python*")) / "site-packages"
-    here = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
-    (site / "zz_base.pth").write_text("\n".join(here) + "\n")
-    for name, module, function in (
-        ("torchrun", "torch.distributed.run", "main"),
-        ("colossalai", "colossalai.cli", "cli"),
-    ):
-        command = folder / "bin" / name
-        command.write_text(
-            f"#!{folder / 'bin' / 'python'}\nfrom {module} import {function}\n{function}()\n"
-        )
-        command.chmod(0o755)
 
 
 @pytest.fixture

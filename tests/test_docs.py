@@ -11,7 +11,7 @@ import pytest
 import coati_ext
 from coati_ext import hookspecs
 from coati_ext.plugins import HOOKS
-from conftest import ROOT
+from helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -24,7 +24,9 @@ def test_every_hook_has_a_heading_with_its_exact_signature(hook):
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_is_used_by_a_test(hook):
-    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    tests = "".join(
+        file.read_text(encoding="utf-8") for file in (ROOT / "tests").rglob("test_*.py")
+    )
     assert f"def {hook}(" in tests
 
 

@@ -12,14 +12,13 @@ from typing import Any, Dict, List, Tuple
 
 import pytest
 import torch
-from strategies import DTYPES, cases, measure, runnable
-from test_strategies import wrong
-from test_trainers_on_two_ranks import away_from, expected, known_to_strategies, too_far
-from two_ranks import on_ranks
 
 import coati_ext
 from coati_ext.launch.installation import version_of
 from coati_ext.testing import families, layouts, random_rows, tiny_reward_model
+from helpers.processes import on_ranks
+from helpers.strategies import DTYPES, cases, measure, runnable, wrong
+from helpers.trainers import away_from, expected, known_to_strategies, too_far
 
 if not torch.cuda.is_available():
     pytest.skip("no CUDA device", allow_module_level=True)

@@ -1,0 +1,54 @@
+"""From training a reward model to PPO: the same text gets the same reward."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+import coati_ext
+from helpers import ROOT
+
+SCRIPT = ROOT / "examples" / "reward_model_in_ppo.py"
+SHORT = {"pairs": 64, "held_out": 20, "epochs": 1}
+
+
+def compare(family, pad):
+    """What the example measures, as (accuracy in training form, in PPO, largest difference)."""
+    spec = importlib.util.spec_from_file_location("reward_model_in_ppo", str(SCRIPT))
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    numbers = list(example.compare(family, pad, **SHORT).values())
+    return numbers[:3]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "pad"), [("gpt2", "pad"), ("bloom", "eos")])
+def test_a_reward_model_scores_in_ppo_as_in_its_training(upstream, family, pad):
+    with coati_ext.applied():
+        in_training, in_ppo, difference = compare(family, pad)
+    assert difference <= 1e-4
+    assert in_training == in_ppo
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "pad"), [("gpt2", "pad"), ("bloom", "eos")])
+def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
+    _, _, difference = compare(family, pad)
+    if (upstream.generation, pad) == ("G3", "eos"):
+        # The pad attended in place of the end token happens to be that token.
+        assert difference <= 1e-4
+    else:
+        assert difference > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flag", ["0", "1"])
+def test_the_example_prints_what_it_measured(python, flag):
+    sizes = ["--pairs", "16", "--held-out", "8", "--epochs", "1", "--family", "gpt2"]
+    done = python(str(SCRIPT), *sizes, "--pad", "pad", COATI_EXT=flag)
+    numbers = dict(line.rsplit(":", 1) for line in done.stdout.splitlines()[-4:])
+    assert (float(numbers["largest difference of a score"]) <= 1e-4) == (flag == "1")
+    assert 0 <= float(numbers["pair accuracy in PPO"]) <= 1
+    if flag == "1":
+        assert float(numbers["correlation of the scores"]) == pytest.approx(1)
