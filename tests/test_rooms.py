@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT
+from helpers import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -85,7 +85,7 @@ def test_no_fingerprint_is_in_code():
 def test_the_rooms_of_the_tests_are_those_of_the_code():
     rooms = {item.name for item in (ROOT / "tests").iterdir() if item.is_dir()}
     rooms -= {"__pycache__", "helpers", "cuda"}
-    known = {item.stem for item in (ROOT / "coati_ext").iterdir()} | {"patches", "maintenance"}
+    known = {item.stem for item in [*ROOT.iterdir(), *(ROOT / "coati_ext").iterdir()]}
     assert rooms <= known
     tested = {item.name for item in (ROOT / "tests" / "patches").iterdir() if item.is_dir()}
     assert tested - {"__pycache__"} == set(PATCHES)
