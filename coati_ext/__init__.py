@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from coati_ext.hookspecs import hookimpl
     from coati_ext.patching.defect import Defect
     from coati_ext.patching.patch import Patch, Site
+    from coati_ext.patching.variants import with_variants
     from coati_ext.report import Report
     from coati_ext.settings import option
     from coati_ext.switch import applied, disable, enable, status
@@ -32,6 +33,7 @@ _HOMES = {
     "option": "coati_ext.settings",
     "options": "coati_ext.active",
     "status": "coati_ext.switch",
+    "with_variants": "coati_ext.patching.variants",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "option",
     "options",
     "status",
+    "with_variants",
 ]
 
 
