@@ -45,6 +45,13 @@ def old(session: nox.Session) -> None:
     )
 
 
+@nox.session(python="3.11")
+def upstream(session: nox.Session) -> None:
+    """Record trees of upstream: `nox -s upstream -- v0.5.2=PATH`; see maintenance/upstream.py."""
+    session.install("-e", ".")
+    session.run("python", "maintenance/upstream.py", *session.posargs)
+
+
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
     launchers = ["click", "fabric"]  # what `colossalai run` needs
     session.install(".[test]", *packages, *launchers, "wheel")

@@ -106,5 +106,5 @@ def test_paths_named_in_contributing_exist():
     for name in re.findall(
         r"`((?:coati_ext|patches|tests|docs|maintenance)/[\w/.]*)`", CONTRIBUTING
     ):
-        if "NAME" not in name:
+        if "NAME" not in name and not name.startswith("coati_ext/patches"):  # in the wheel
             assert Path(ROOT, name).exists(), name

@@ -34,8 +34,17 @@ class Trees:
     @cached_property
     def names(self) -> Tuple[str, ...]:
         """Every tree in order; a stand-in for each generation comes last."""
-        real = [name for item in GENERATIONS for name in self.generations.get(item, ())]
-        return (*real, *STANDINS)
+        return tuple(self._generations)
+
+    @cached_property
+    def releases(self) -> Tuple[str, ...]:
+        """The real trees but for commits."""
+        return tuple(name for name in self.names if name not in STANDINS and not is_commit(name))
+
+    @cached_property
+    def _generations(self) -> Dict[str, str]:
+        real = {name: item for item in GENERATIONS for name in self.generations.get(item, ())}
+        return {**real, **dict(zip(STANDINS, GENERATIONS))}
 
     def generation(self, name: str) -> str:
         """The generation of a tree.
@@ -43,18 +52,15 @@ class Trees:
         Raises:
             UnknownNameError: there is no such tree.
         """
-        if name in STANDINS:
-            return name.split()[-1]
-        for generation, names in self.generations.items():
-            if name in names:
-                return generation
-        expected = f"expected one of {', '.join(self.names)}{nearest(name, self.names)}"
-        raise UnknownNameError(f"no tree is called {name!r}: {expected}")
+        if name not in self._generations:
+            expected = f"expected one of {', '.join(self.names)}{nearest(name, self.names)}"
+            raise UnknownNameError(f"no tree is called {name!r}: {expected}")
+        return self._generations[name]
 
-    def of(self, generations: Iterable[str]) -> Tuple[str, ...]:
-        """The trees of some generations, in order."""
+    def within(self, names: Iterable[str], generations: Iterable[str]) -> List[str]:
+        """Those of some trees that lie in any of some generations."""
         wanted = set(generations)
-        return tuple(name for name in self.names if self.generation(name) in wanted)
+        return [name for name in names if self.generation(name) in wanted]
 
     def parse(self, text: str) -> Tuple[str, ...]:
         """The trees that a text names.
@@ -104,7 +110,7 @@ class Trees:
             return STANDINS
         if is_commit(name):
             return (name,)
-        return tuple(item for item in self.names if item not in STANDINS and not is_commit(item))
+        return self.releases
 
 
 @dataclass(frozen=True)
@@ -225,10 +231,9 @@ def _filled(site: Site, file: Path, known: Variants, patch: str) -> Site:
             f"{file} has no variant of {site.target}, which patch {patch} changes: record it with "
             f"`nox -s upstream`{nearest(site.target, known.targets)}"
         )
-    here = known.trees.of(site.generations)
     found: Dict[str, Dict[str, str]] = {FITS: {}, RIGHT: {}}
     for variant in known.targets[site.target]:
-        names = [name for name in variant.trees if name in here]
+        names = known.trees.within(variant.trees, site.generations)
         word = variant.verdicts.get(patch)
         if names and word in found:
             found[word][_label(names, known.trees, word)] = variant.fingerprint
