@@ -1,4 +1,4 @@
-"""The commands that only look: list, plan, explain, diff, config, plugins. None imports torch."""
+"""The read-only commands: list, plan, explain, diff, config, plugins. None imports torch."""
 
 from __future__ import annotations
 
@@ -114,10 +114,10 @@ def plan_view(facts: Facts) -> None:
 
 
 def explain_facts(options: Namespace) -> Tuple[int, Facts]:
-    """A patch or a hook, whichever has the name.
+    """The patch or hook of that name.
 
     Raises:
-        UnknownNameError: neither has.
+        UnknownNameError: there is none.
     """
     plan = make_plan()
     if options.name in HOOKS:
@@ -278,7 +278,7 @@ def diff_view(facts: Facts) -> None:
 
 
 def config_facts(options: Namespace) -> Tuple[int, Facts]:
-    """Every setting in force with where it came from."""
+    """Every resolved setting and its source."""
     plan = make_plan()
     settings = plan.settings
     values = {"policy": settings.policy, "rank_check": settings.rank_check}

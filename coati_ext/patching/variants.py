@@ -1,8 +1,9 @@
-"""Upstream as data: which variants of a function there are, where, and what was said of each.
+"""The known variants of each upstream function, the releases that have them, and our verdicts.
 
-A patch declares its sites without code of upstream's, and :func:`with_variants` adds the
-fingerprints from a file that ``nox -s upstream`` keeps. The text that names a variant's trees is
-read and written here alone: runs over their order, ``v0.2.8 .. v0.3.1, v0.3.3, stand-in G1``.
+A patch declares its sites without fingerprints, and :func:`with_variants` adds them from a file
+that ``nox -s upstream`` maintains. A tree is one version of upstream: a release, a commit or a
+stand-in. Only this module reads and writes lists of trees such as
+``v0.2.8 .. v0.3.1, v0.3.3, stand-in G1``, in which ``..`` is a range.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _COMMIT = re.compile(r"[0-9a-f]{7,40}")
 
 @dataclass(frozen=True)
 class Trees:
-    """The trees of upstream by generation, oldest first, and the text that names some of them."""
+    """The trees of upstream by generation, oldest first; reads and writes lists of them."""
 
     generations: Mapping[str, Tuple[str, ...]]
 
     @cached_property
     def names(self) -> Tuple[str, ...]:
-        """Every tree in order; a stand-in for each generation comes last."""
+        """All trees in order; the stand-ins, one per generation, come last."""
         real = [name for item in GENERATIONS for name in self.generations.get(item, ())]
         return (*real, *STANDINS)
 
@@ -52,15 +53,15 @@ class Trees:
         raise UnknownNameError(f"no tree is called {name!r}: {expected}")
 
     def of(self, generations: Iterable[str]) -> Tuple[str, ...]:
-        """The trees of some generations, in order."""
+        """The trees of these generations, in order."""
         wanted = set(generations)
         return tuple(name for name in self.names if self.generation(name) in wanted)
 
     def parse(self, text: str) -> Tuple[str, ...]:
-        """The trees that a text names.
+        """The trees that a text lists.
 
         Raises:
-            UnknownNameError: it names a tree that does not exist, or a run that goes backwards.
+            UnknownNameError: a tree does not exist, or a range goes backwards.
         """
         found: List[str] = []
         for part in text.split(", "):
@@ -79,9 +80,9 @@ class Trees:
         return tuple(found)
 
     def text(self, names: Iterable[str]) -> str:
-        """The one text that names some trees.
+        """The text that lists these trees, the inverse of :meth:`parse`.
 
-        A commit goes without saying where a release of its generation is named.
+        A commit is left out if a release of its generation is listed.
         """
         given = set(names)
         releases = [name for name in given if not is_commit(name)]
@@ -99,7 +100,7 @@ class Trees:
         return ", ".join(_run(part) for part in parts)
 
     def order(self, name: str) -> Tuple[str, ...]:
-        """What a run that holds this tree goes over; a commit is in none."""
+        """The sequence in which a range that contains this tree counts; a commit is in no range."""
         if name in STANDINS:
             return STANDINS
         if is_commit(name):
@@ -109,18 +110,18 @@ class Trees:
 
 @dataclass(frozen=True)
 class Variant:
-    """One code that a function of upstream's has."""
+    """One version of an upstream function."""
 
     fingerprint: str
     trees: Tuple[str, ...]
-    """The trees that have it."""
+    """The trees that contain this version."""
     verdicts: Mapping[str, str]
-    """What was said of it, by patch: it fits, it is right already, or nobody has looked."""
+    """By patch: ``fits`` (will be patched), ``right`` (needs no change) or ``unreviewed``."""
 
 
 @dataclass(frozen=True)
 class Variants:
-    """What a file says of upstream."""
+    """The content of a file of variants."""
 
     trees: Trees
     targets: Mapping[str, Tuple[Variant, ...]]
@@ -132,15 +133,15 @@ def with_variants(sites: Sequence[Site], file: Path, patch: str) -> Tuple[Site, 
     Sites that need no fingerprint (``takes``, or mode ``extend``) are left alone.
 
     Raises:
-        InputError: the file cannot be read, or lacks something.
-        UnknownNameError: it says a word or names a tree that does not exist, or lacks a target.
+        InputError: the file cannot be read, or its format is wrong.
+        UnknownNameError: a verdict or tree in it is unknown, or it lacks a target.
     """
     known = read_variants(file)
     return tuple(_filled(site, file, known, patch) if is_by_code(site) else site for site in sites)
 
 
 def is_by_code(site: Site) -> bool:
-    """Whether a site is for particular code, rather than for a signature or a missing method."""
+    """Whether a site is checked by fingerprint, not by signature or as an inherited method."""
     return not site.takes and site.mode != "extend"
 
 
@@ -150,11 +151,11 @@ def is_commit(name: str) -> bool:
 
 
 def read_variants(file: Path) -> Variants:
-    """Read a file of variants, once for each version of it.
+    """Read a file of variants; cached until the file changes.
 
     Raises:
-        InputError: the file cannot be read, or lacks something.
-        UnknownNameError: it says a word or names a tree that does not exist.
+        InputError: the file cannot be read, or its format is wrong.
+        UnknownNameError: a verdict or tree in it is unknown.
     """
     try:
         return _read(file, file.stat().st_mtime_ns)
@@ -236,9 +237,9 @@ def _filled(site: Site, file: Path, known: Variants, patch: str) -> Site:
 
 
 def _label(names: Sequence[str], trees: Trees, word: str) -> str:
-    """What a plan calls a variant: its releases, or the stand-ins where no release has it.
+    """The label of a variant in a plan: its releases, or its stand-ins if no release has it.
 
-    What is right up to the newest is right *since* the first.
+    A variant that is right up to the newest release is labelled by its first (right *since* it).
     """
     real = [name for name in names if name not in STANDINS] or list(names)
     text = trees.text(real)
