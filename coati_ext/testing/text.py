@@ -1,4 +1,4 @@
-"""A tokenizer in memory, for which one word is one token."""
+"""An in-memory tokenizer in which one word is one token."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_tokenizer(
     tokenizer = Tokenizer(
         WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     )
-    tokenizer.add_special_tokens([*SPECIAL[:3]])  # found in a text even without a space around
+    tokenizer.add_special_tokens([*SPECIAL[:3]])  # recognised without surrounding spaces
     tokenizer.pre_tokenizer = WhitespaceSplit()
     if bos:
         tokenizer.post_processor = TemplateProcessing(
