@@ -46,10 +46,8 @@ def pool_reward(
 ) -> Optional[Tensor]:
     """Return the hidden state that the value head scores, (B, H), from hidden (B, S, H)
 
-    The rows are left-padded.
-
-    ``attention_mask`` (B, S) is true for real tokens, ``positions`` (B,) is the column of each
-    row's last real token, ``model`` is the reward model.
+    The rows are left-padded. ``attention_mask`` (B, S) is true for real tokens, ``positions`` (B,)
+    is the column of each row's last real token, ``model`` is the reward model.
     """
 
 

@@ -53,7 +53,7 @@ class Stamp:
     version: str
     """Of coati-ext."""
     digest: str
-    """Of the plan in force."""
+    """Of the enabled plan."""
 
     def as_dict(self) -> Dict[str, Any]:
         """The fields as strings and one number, which ``weights_only`` loading accepts."""
@@ -79,7 +79,7 @@ class Stamp:
         return cls(**values)
 
     def differences(self, other: Stamp) -> List[str]:
-        """The fields that differ in training. Unknown values are not compared.
+        """The names of the fields in which the training differed. Unknown values are not compared.
 
         Pooling is compared only between models of the same kind, because a critic may be
         initialised from a reward model.

@@ -98,7 +98,7 @@ def plan_view(facts: Facts) -> None:
             item["patch"],
             "fits" if item["state"] == "pending" else item["state"],
             item["mode"],
-            item["target"].split(":")[1],  # the module would not fit beside it
+            item["target"].split(":")[1],  # without the module, to save width
             "see below" if item["state"] == REFUSED else item["reason"],
         ]
         for item in facts["steps"]
@@ -235,7 +235,7 @@ def explain_view(facts: Facts) -> None:
 
 
 def diff_facts(options: Namespace) -> Tuple[int, Facts]:
-    """Upstream's functions here against the patch's.
+    """The diff from each upstream function found here to the patch's function.
 
     Raises:
         UnknownNameError: no patch has the name.

@@ -18,7 +18,7 @@ from coati_ext.testing.padding import Row, layouts, pad_rows, random_rows
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_SHOWN = 8  # complaints in a message
+_SHOWN = 8  # differences listed in a message
 
 
 def assert_padding_invariant(

@@ -28,7 +28,7 @@ def tiny_tokenizer(
     60 words of :func:`preference_pairs`, which makes a vocabulary of 64.
 
     Args:
-        pad: which token pads: "pad" for one of its own, or "eos" or "bos" as many scripts do.
+        pad: the pad token: "pad" for a separate one, or "eos" or "bos", which many scripts reuse.
         padding_side: "left" or "right".
         bos: begin every text with `<bos>`.
         vocab: other words than the default ones.
