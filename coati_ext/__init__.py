@@ -1,15 +1,15 @@
 """Repair ColossalAI Chat's (coati's) RLHF maths at run time, behind one flag.
 
 ``COATI_EXT=1`` in the environment switches the patches on for a process and all its children;
-:func:`enable` does the same from a script or notebook. Importing this package imports nothing
-else: every name below is loaded when it is first used, so that an unarmed process pays nothing.
+:func:`enable` does the same in a script or notebook. Every name below is loaded when it is first
+used, so that importing this package costs nothing while the patches are off.
 """
 
 from __future__ import annotations
 
 __version__ = "0.3.0"
 
-TYPE_CHECKING = False  # typing itself is too heavy for a package that every start-up may touch
+TYPE_CHECKING = False  # importing typing would slow down every Python start-up
 if TYPE_CHECKING:
     from coati_ext.active import announce, choice, options
     from coati_ext.hookspecs import hookimpl

@@ -1,4 +1,4 @@
-"""Names of a package that are loaded when they are first used, so that importing it is cheap."""
+"""Load the names of a package when they are first used, so that importing it is cheap."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def lazy(
 
     Args:
         package: its ``__name__``.
-        homes: the module of the package that defines each public name.
+        homes: for each public name, the module of the package that defines it.
     """
 
     def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What the start-up file imports in every armed process. Its name is in ``coati_ext.pth``."""
+"""Imported by ``coati_ext.pth`` in every armed process: one that will be patched at start-up."""
 
 from coati_ext.launch.watch import activate
 

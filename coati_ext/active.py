@@ -1,7 +1,7 @@
-"""What the running patches use: the chosen hook implementations and the options, as resolved.
+"""The active hook implementations and options, as process-wide state.
 
-Replacements are plain top-level functions (they must pickle and compile), so they read here what
-a closure would have held. Set as a whole by ``enable``, emptied by ``disable``.
+Replacement functions are plain top-level functions, because they must pickle and compile. So they
+read this state instead of a closure. ``enable`` sets it, ``disable`` clears it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _observers: Dict[str, Callable[..., Any]] = {}
 
 
 def choice(hook: str) -> Callable[..., Any]:
-    """The implementation of a choice hook picked by the plan; it takes the spec's arguments.
+    """The active implementation of a choice hook; it takes all arguments of the hook.
 
     Raises:
         RuntimeError: the patches are not on.
@@ -26,7 +26,7 @@ def choice(hook: str) -> Callable[..., Any]:
 
 
 def options(section: str) -> Any:
-    """The options of a configuration section: an instance of the class that was registered for it.
+    """The options of a configuration section, as an instance of its registered dataclass.
 
     Raises:
         RuntimeError: the patches are not on.
@@ -38,7 +38,7 @@ def options(section: str) -> Any:
 
 
 def announce(hook: str, **seen: Any) -> None:
-    """Let every observer of a hook see something.
+    """Call every implementation of an observer hook with these arguments.
 
     Raises:
         PluginError: an observer failed; the message names its plugin.
@@ -52,7 +52,7 @@ def put_in_force(
     options: Mapping[str, Any],
     observers: Mapping[str, Callable[..., Any]],
 ) -> None:
-    """Make these the choices, options and observers in force, in place of any others."""
+    """Replace the active choices, options and observers."""
     for mine, new in ((_choices, choices), (_options, options), (_observers, observers)):
         mine.clear()
         mine.update(new)

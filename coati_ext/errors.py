@@ -1,4 +1,4 @@
-"""The errors a user can meet, each a small class on the built-in that a caller would expect."""
+"""The errors of this package. Each also derives from the built-in error that fits it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class CoatiExtError(Exception):
 
 
 class ConfigError(CoatiExtError, ValueError):
-    """Settings that cannot be used: the message lists every problem, not only the first."""
+    """Invalid settings; the message lists every problem, not only the first."""
 
     exit_code = 2
 
@@ -29,40 +29,43 @@ class PluginError(CoatiExtError):
 
 
 class CoatiNotFoundError(CoatiExtError, ImportError):
-    """No coati here, or something else that carries its name."""
+    """No coati is importable, or the package of that name is not ColossalAI Chat."""
 
 
 class RefusedError(CoatiExtError, ImportError):
-    """Upstream code that the patches do not know, or that somebody else has already changed."""
+    """Upstream code that the patches do not recognise, or that something else has changed."""
 
 
 class AlreadyEnabledError(CoatiExtError, RuntimeError):
-    """A second ``enable`` with another plan."""
+    """``enable`` was called again with another plan."""
 
 
 class DisturbedError(CoatiExtError, RuntimeError):
-    """A patched name no longer holds what was written there, so undoing would break it."""
+    """A patched function was overwritten by something else, so it cannot be restored."""
 
 
 class RankError(CoatiExtError, RuntimeError):
-    """A rank of the job that would train otherwise than the rest, or that did not report."""
+    """A rank of the job has other patches or settings than the rest, or did not report."""
 
 
 class StampError(CoatiExtError, RuntimeError):
-    """A checkpoint that was trained in another form, or whose stamp cannot be read."""
+    """A checkpoint trained with another input format or pooling, or with an unreadable stamp.
+
+    A stamp is metadata in a checkpoint that says how its reward model was trained.
+    """
 
 
 class InputError(CoatiExtError, ValueError):
-    """A checkpoint, a data file or a folder that a command cannot work with."""
+    """A checkpoint, data file or folder that a command cannot use."""
 
     exit_code = 2
 
 
 class ScriptError(CoatiExtError, RuntimeError):
-    """A process that a command started for its work has failed."""
+    """A child process of a command failed."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the closest known name, or nothing."""
+    """``"; did you mean X?"`` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

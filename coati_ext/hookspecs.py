@@ -1,11 +1,12 @@
 """The hooks, one function each. An implementation takes any subset of the arguments, by name.
 
-Three kinds: *registration* hooks hand something over to ``register``; *choices* compute numbers
-and exactly one implementation is picked, by name, when the plan is made; *observers* are all
-called. Letters: B rows, S sequence columns, A action columns, H hidden.
+There are three kinds. *Registration* hooks pass patches, options or defects to ``register``. A
+*choice* is a hook with exactly one active implementation, picked by name when the plan is made. Of
+an *observer*, every implementation is called. Letters: B rows, S sequence columns, A action
+columns, H hidden.
 
-The choices from ``align_prompts`` down to ``scale_advantages`` are the steps of one rollout, in the
-order in which they are taken.
+The choices from ``align_prompts`` to ``scale_advantages`` are the steps from prompts to the policy
+loss, in the order in which they run.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ def register_defects(register: Callable[[Any], None]) -> None:
 def pool_reward(
     hidden: Tensor, attention_mask: Tensor, positions: Tensor, model: Any
 ) -> Optional[Tensor]:
-    """Return what the value head scores, (B, H), from hidden (B, S, H) of left-padded rows
+    """Return the hidden state that the value head scores, (B, H), from hidden (B, S, H)
 
-    ``attention_mask`` (B, S) is true for real tokens, ``positions`` (B,) is the column of each
-    row's last real token, ``model`` is the reward model.
+    The rows are left-padded. ``attention_mask`` (B, S) is true for real tokens, ``positions`` (B,)
+    is the column of each row's last real token, ``model`` is the reward model.
     """
 
 
@@ -75,8 +76,8 @@ def mark_actions(
 ) -> Optional[Tuple[Tensor, Tensor]]:
     """Return which sampled tokens are actions, (B, A) bool, and which answers ended, (B,) bool
 
-    ``sequences`` (B, S) has the prompts in its first ``prompt_width`` columns; each of ``stops``
-    ends an answer and is part of it.
+    ``sequences`` (B, S) has the prompts in its first ``prompt_width`` columns. ``stops`` are token
+    sequences that end an answer; their tokens are actions too.
     """
 
 
@@ -84,7 +85,7 @@ def mark_actions(
 def action_log_probs(model: Any, frame: Frame) -> Optional[Tensor]:
     """Return the log-probability of each action, (B, A), under an actor or reference model
 
-    Called for experience and again, with gradients, in each training step.
+    Called in the rollout and again, with gradients, in each training step.
     """
 
 
@@ -92,7 +93,7 @@ def action_log_probs(model: Any, frame: Frame) -> Optional[Tensor]:
 def state_values(model: Any, frame: Frame) -> Optional[Tensor]:
     """Return the critic's value of the state before each action, (B, A)
 
-    Called for experience and again, with gradients, in each training step.
+    Called in the rollout and again, with gradients, in each training step.
     """
 
 
@@ -100,8 +101,8 @@ def state_values(model: Any, frame: Frame) -> Optional[Tensor]:
 def score_rows(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Optional[Tensor]:
     """Return the reward model's score of each row, (B,)
 
-    ``extras`` are further arguments that this coati's reward models take: ``response_start``,
-    ``response_end`` and ``gt_answer``, one of each a row, in G4.
+    ``extras`` are further arguments of the reward models of this generation. In G4 they are
+    ``response_start``, ``response_end`` and ``gt_answer``, each with one item per row.
     """
 
 
@@ -109,9 +110,9 @@ def score_rows(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Optional[
 def shape_reward(
     score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float
 ) -> Optional[Tensor]:
-    """Return the reward of each action, (B, A), zero where there is none
+    """Return the reward of each action, (B, A), zero where there is no action
 
-    ``score`` (B,) is the reward model's, ``log_ratio`` (B, A) log policy less log reference,
+    ``score`` (B,) is the reward model's, ``log_ratio`` (B, A) log policy minus log reference,
     ``action_mask`` (B, A) true for real actions.
     """
 
@@ -120,7 +121,7 @@ def shape_reward(
 def estimate_advantages(
     values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam: float
 ) -> Optional[Tensor]:
-    """Return the advantage of each action, (B, A), zero where there is none
+    """Return the advantage of each action, (B, A), zero where there is no action
 
     ``values`` (B, A) are of the states before the actions, ``rewards`` (B, A) from
     ``shape_reward``.
@@ -129,26 +130,26 @@ def estimate_advantages(
 
 @hookspec(firstresult=True)
 def compare_group(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) -> Optional[Tensor]:
-    """Return GRPO's advantage of each answer, (B,), among the ``group_size`` to its prompt
+    """Return GRPO's advantage of each answer, (B,), within its group
 
-    ``score`` (B,) is the reward model's, ``kl`` (B,) each answer's mean KL estimate; the answers to
-    one prompt are side by side.
+    A group is the ``group_size`` answers to one prompt, in adjacent rows. ``score`` (B,) is the
+    reward model's, ``kl`` (B,) the mean KL estimate of each answer.
     """
 
 
 @hookspec(firstresult=True)
 def scale_advantages(advantages: Tensor, action_mask: Tensor) -> Optional[Tensor]:
-    """Return what the policy loss weighs each action with, (B, A), in each training step
+    """Return the advantages for the policy loss, (B, A), in each training step
 
-    The value loss keeps the advantages as they were estimated.
+    The value loss uses the advantages of ``estimate_advantages`` unchanged.
     """
 
 
 @hookspec
 def experience_made(experience: Any, maker: Any) -> None:
-    """See an Experience that has just been made; look at it, do not change it"""
+    """Called with each new Experience; read it, do not change it"""
 
 
 @hookspec
 def patch_applied(row: Row) -> None:
-    """See a patch's target that has just been changed"""
+    """Called after a patch has changed an upstream function, with its row of the report"""

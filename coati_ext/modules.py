@@ -1,4 +1,4 @@
-"""The name under which plugins were told of :mod:`coati_ext.rollout.models`; it stays."""
+"""The old name of :mod:`coati_ext.rollout.models`, kept for existing plugins."""
 
 from __future__ import annotations
 

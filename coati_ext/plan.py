@@ -1,6 +1,6 @@
-"""The whole plan as a value: settings, plugins, upstream, and what would be done to it.
+"""The plan: settings, plugins, and what each patch would change in the coati found here.
 
-Making a plan touches nothing and imports neither coati nor torch.
+Making a plan changes nothing and imports neither coati nor torch.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from coati_ext.settings import ConfigArgument, Entry, Layers, Settings, Value, c
 
 @dataclass(frozen=True)
 class Plan:
-    """What coati-ext would do here."""
+    """Everything that ``enable`` needs to know before it patches."""
 
     layers: Layers
     registry: Registry
     settings: Settings
     choices: Mapping[str, Implementation]
-    """The implementation picked for each choice hook."""
+    """The implementation picked for each choice hook (a hook with one active implementation)."""
     coati: Optional[Coati]
     steps: Tuple[Step, ...]
     missing: Optional[CoatiNotFoundError] = None
-    """Why there is no coati, when there is none."""
+    """The error if no coati was found."""
 
-    @cached_property  # the plugins' texts are those of the time of planning
+    @cached_property  # so that later edits of plugin files do not change it
     def digest(self) -> str:
-        """Identifies everything that decides the numbers: equal plans have equal digests."""
+        """A hash of everything that affects the numbers: equal plans have equal digests."""
         content = {
             "version": __version__,
             "generation": self.coati and self.coati.generation,
@@ -54,11 +54,11 @@ class Plan:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def functions(self) -> Dict[str, Callable[..., Any]]:
-        """The picked implementation of each choice hook as a plain function."""
+        """The implementation of each choice hook, as a plain function of all its arguments."""
         return {hook: self.registry.resolve(hook, item) for hook, item in self.choices.items()}
 
     def report(self, applied: Tuple[str, ...] = (), notes: Tuple[str, ...] = ()) -> Report:
-        """The plan as a report, in which the targets given have been changed."""
+        """The plan as a report in which the targets in ``applied`` count as patched."""
         rows = []
         for step in self.steps:
             done = step.state == PENDING and step.site.target in applied
@@ -76,7 +76,7 @@ class Plan:
         return Report(generation, tuple(rows), self.digest, notes)
 
     def check(self) -> None:
-        """Raise what stands in the way of training under this plan.
+        """Raise if this plan cannot be used for training.
 
         Raises:
             PluginError: a plugin is broken.
@@ -100,12 +100,13 @@ def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> P
     """Read the settings, load the plugins and compare upstream's source with the patches.
 
     Args:
-        config: what :func:`coati_ext.enable` takes.
-        options: of ``coati-ext run``.
+        config: as for :func:`coati_ext.enable`.
+        options: settings from the command line of ``coati-ext run``.
 
     Raises:
-        ConfigError: the settings are wrong, or two plugins offer a choice and none is named.
-        RefusedError: two patches claim one target.
+        ConfigError: the settings are wrong, or two plugins implement a choice hook and the
+            settings name neither.
+        RefusedError: two patches change the same function and declare no valid order.
     """
     layers = collect(config, options)
     registry = load(layers.plugins)
@@ -141,7 +142,7 @@ def _find() -> Tuple[Optional[Coati], Optional[CoatiNotFoundError]]:
 def _require_parents(on: List[Patch]) -> None:
     names = {patch.name for patch in on}
     for patch in on:
-        if not any(site.fits for site in patch.sites):  # it calls through to whatever is there
+        if not any(site.fits for site in patch.sites):  # such a patch wraps any implementation
             continue
         lacking = [name for name in patch.after if name not in names]
         if lacking:
@@ -156,7 +157,7 @@ def _pick(
 ) -> Dict[str, Implementation]:
     """One implementation of each choice hook: the named one, else the user's only one, else ours.
 
-    Entry-point order differs between machines, so it never decides.
+    The order of entry points is not used, because it differs between machines.
     """
     picked = {}
     for hook, items in offers.items():
@@ -181,7 +182,7 @@ def _pick(
 def _default_of(
     hook: str, items: List[Implementation], settings: Settings, registry: Registry
 ) -> str:
-    """The built-in that the option which chooses this hook names, or the only built-in."""
+    """The built-in implementation named by the hook's option, or the only built-in one."""
     for section, key in _choosing(hook, registry):
         return str(settings.sections[section][key].value)
     if len(items) == 1:
@@ -192,7 +193,7 @@ def _default_of(
 def _as_picked(
     settings: Settings, choices: Mapping[str, Implementation], registry: Registry
 ) -> Settings:
-    """The settings, with each option that chooses a hook naming what was picked for it."""
+    """The settings, with each option that chooses an implementation set to the one picked."""
     sections = {section: dict(values) for section, values in settings.sections.items()}
     for hook, item in choices.items():
         for section, key in _choosing(hook, registry):
@@ -203,7 +204,7 @@ def _as_picked(
 
 
 def _choosing(hook: str, registry: Registry) -> List[Tuple[str, str]]:
-    """The options, as section and key, whose value names an implementation of the hook."""
+    """The options, as (section, key), whose value names an implementation of the hook."""
     return [
         (section, item.name)
         for section, cls in registry.options.items()

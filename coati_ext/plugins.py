@@ -1,7 +1,7 @@
-"""Find and load plugins, built-in or not, through one door, and pick choice implementations.
+"""Find and load all plugins, built-in ones and others, in the same way.
 
 Every process loads its plugins anew from the configuration; a manager is never shared or pickled.
-A plugin that cannot be loaded is kept as a value: the command line shows it and goes on, a
+A plugin that fails to load is recorded with its error: the command line shows it and continues, a
 training run refuses to start.
 """
 
@@ -36,7 +36,7 @@ CHOICES = [name for name in HOOKS if getattr(hookspecs, name).coati_ext_spec["fi
 
 @dataclass(frozen=True)
 class Plugin:
-    """A plugin that was found, loaded or not."""
+    """A plugin that was found, whether or not it could be loaded."""
 
     name: str
     source: str
@@ -44,7 +44,7 @@ class Plugin:
     file: str = ""
     hooks: Tuple[str, ...] = ()
     error: str = ""
-    """Why it is broken, with file and line; empty when it is loaded."""
+    """Why it failed to load, with file and line; empty if it loaded."""
 
     @property
     def builtin(self) -> bool:
@@ -57,7 +57,7 @@ class Implementation:
     """One implementation of a hook."""
 
     name: str
-    """The plugin's name, or the function's own where ``specname`` gives it the hook."""
+    """The plugin's name, or the function's name if it differs from the hook's (``specname``)."""
     plugin: Plugin
     function: Callable[..., Any]
     arguments: Tuple[str, ...]
@@ -91,7 +91,7 @@ class Registry:
         return sorted(found, key=lambda item: (not item.plugin.builtin, item.name))
 
     def resolve(self, hook: str, implementation: Implementation) -> Callable[..., Any]:
-        """A plain function of all the hook's arguments, by position."""
+        """An implementation as a plain function that takes all arguments of the hook."""
         spec = tuple(getattr(self.manager.hook, hook).spec.argnames)
         function = implementation.function
         if implementation.arguments == spec:
@@ -104,7 +104,7 @@ class Registry:
         return chosen
 
     def observer(self, hook: str) -> Callable[..., None]:
-        """A function of the hook's arguments, by name, that calls every plugin's implementation."""
+        """A function with the hook's keyword arguments that calls every implementation."""
         caller = getattr(self.manager.hook, hook)
         by_code = {
             inspect.unwrap(item.function).__code__: item for item in self.implementations(hook)
@@ -131,8 +131,8 @@ def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
     """Load the built-ins, the installed entry points and the plugins named in the configuration.
 
     Args:
-        named: ``(plugin, origin, folder)`` for each configured one: a module, or a file ending in
-            ``.py`` relative to the folder of the file that names it.
+        named: ``(plugin, origin, folder)`` for each configured plugin: a module name, or a ``.py``
+            file relative to the folder of the configuration file.
     """
     manager = pluggy.PluginManager("coati_ext")
     manager.add_hookspecs(hookspecs)
@@ -154,7 +154,7 @@ def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
 
 
 def plugin_hashes(plugins: Iterable[Plugin]) -> Dict[str, str]:
-    """A hash of the text of each plugin that did not come with coati-ext."""
+    """A hash of the source file of each plugin that is not built in."""
     return {
         plugin.name: hashlib.sha256(Path(plugin.file).read_bytes()).hexdigest()[:12]
         for plugin in plugins
@@ -180,7 +180,7 @@ def _file_importer(file: Path) -> Callable[[], object]:
         text = file.read_bytes()
         name = f"coati_ext_plugin_{file.stem}"
         loaded = sys.modules.get(name)
-        # Every plan loads its plugins; one that is in use must stay the module that it is.
+        # Every plan loads its plugins; an unchanged one must stay the same module object.
         if loaded is not None and _texts.get(name) == (file, text):
             return loaded
         spec = importlib.util.spec_from_file_location(name, str(file))
@@ -199,12 +199,12 @@ def _file_importer(file: Path) -> Callable[[], object]:
 
 
 def _add(registry: Registry, name: str, source: str, importer: Callable[[], object]) -> None:
-    """Load one plugin and let it register its things, or record why it is broken."""
+    """Load one plugin and run its registration hooks, or record why it is broken."""
     manager = registry.manager
     loaded: Any = None
     hooks: Tuple[str, ...] = ()
     error = ""
-    trial = Registry(manager)  # what it registers counts only if all of it is right
+    trial = Registry(manager)  # merged only if the whole plugin is valid
     try:
         if manager.has_plugin(name):
             raise PluginError(f"two plugins are called {name}")
@@ -226,7 +226,7 @@ def _add(registry: Registry, name: str, source: str, importer: Callable[[], obje
 
 
 def _check_hooks(plugin: Any) -> None:
-    """Name an unknown or unsuitable hook by the user's own definition, which pluggy would not."""
+    """Raise for an invalid hook, naming the plugin's file and line, which pluggy does not do."""
     if inspect.isclass(plugin):
         raise PluginError(f"{plugin.__name__} is a class: have you forgotten the ()?")
     for attribute in dir(plugin):

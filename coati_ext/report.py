@@ -1,4 +1,4 @@
-"""What was planned or done, as a value: readable by ``str()``, JSON-able by ``as_dict()``."""
+"""A report of what was planned or patched: ``str()`` for people, ``as_dict()`` for JSON."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Report:
     """The state of every patch."""
 
     generation: Optional[str]
-    """``G1`` to ``G4``, or ``None`` when no coati was looked at."""
+    """``G1`` to ``G4``, or ``None`` if no coati was found."""
     patches: Tuple[Row, ...]
     digest: str
-    """Identifies generation, patches, options and plugins: equal on ranks that train alike."""
+    """A hash of generation, patches, options and plugins; it must be equal on all ranks."""
     notes: Tuple[str, ...] = ()
-    """What else the user should know, such as names that were rebound after a late ``enable``."""
+    """Further remarks, such as names in other modules that were rebound by a late ``enable``."""
 
     @property
     def headline(self) -> str:

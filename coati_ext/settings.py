@@ -1,9 +1,9 @@
 """Settings from arguments, environment and files; every value remembers where it came from.
 
-Two steps, because plugins bring options of their own: :func:`collect` reads the layers as they
-are, and :func:`resolve` checks them against what the loaded plugins declare, all problems at once.
-Where a job's processes have no such layers, on another node or in another working directory,
-:func:`freeze` hands them the entries themselves.
+There are two steps, because plugins declare options of their own. :func:`collect` reads the
+sources, called layers, unchecked. :func:`resolve` checks them against the options of the loaded
+plugins and reports all problems at once. :func:`freeze` encodes the layers for processes that
+cannot read them, such as workers on another node or in another working directory.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ ConfigArgument = Union[None, str, "os.PathLike[str]", Mapping[str, Any]]
 
 
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field of an options class: its default, its help and what it may be.
+    """A field of an options class: its default, its help and its allowed values.
 
     Args:
-        default: the value where the configuration says nothing.
+        default: the value if the configuration does not set one.
         help: one sentence for ``coati-ext explain``.
         limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, ``chooses`` (the choice
-            hook whose implementation the value names), or ``defaults`` (another default for a
-            generation of coati whose algorithm wants one, by the generation's name).
+            hook whose implementation the value names), or ``defaults`` (other defaults, by
+            generation of coati).
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One setting as it was written down somewhere."""
+    """One setting as written in its source."""
 
     section: str
     key: str
@@ -72,16 +72,16 @@ class Value:
 
 @dataclass(frozen=True)
 class Layers:
-    """What was written down, lowest precedence first."""
+    """The entries of all sources, lowest precedence first."""
 
     entries: Tuple[Entry, ...]
     killed: bool = False
-    """Whether ``COATI_EXT`` says off."""
+    """Whether ``COATI_EXT`` is set to off."""
     problems: Tuple[str, ...] = ()
 
     @property
     def plugins(self) -> List[Tuple[str, str, Optional[Path]]]:
-        """The configured plugins: name, origin, and the folder that a file is relative to."""
+        """The configured plugins: name, origin, and the folder for relative file names."""
         named: Dict[str, Tuple[str, str, Optional[Path]]] = {}
         for entry in self.entries:
             if entry.name == "plugins" and _is_list_of_text(entry.value):
@@ -91,11 +91,11 @@ class Layers:
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings in force."""
+    """The resolved settings."""
 
     policy: Value
     rank_check: Value
-    """Seconds that the ranks of a job wait for each other's plan, or 0 to compare nothing."""
+    """Timeout in seconds for comparing the plans of all ranks; 0 skips the comparison."""
     enabled: Mapping[str, Value]
     """Whether each patch is on."""
     sections: Mapping[str, Mapping[str, Value]]
@@ -114,11 +114,11 @@ class Settings:
 def collect(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Layers:
     """Read every layer: ``pyproject.toml``, ``coati-ext.toml``, the environment, the argument.
 
-    Where ``COATI_EXT_FROZEN`` is set, it stands for all layers below the argument.
+    ``COATI_EXT_FROZEN``, if set, replaces all layers below the argument.
 
     Args:
-        config: what :func:`coati_ext.enable` takes.
-        options: of ``coati-ext run``, between the environment and the argument.
+        config: as for :func:`coati_ext.enable`.
+        options: from ``coati-ext run``; they rank between the environment and the argument.
 
     Raises:
         ConfigError: a file is missing, unreadable or not TOML, or the frozen layers are damaged.
@@ -151,14 +151,14 @@ def collect(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Lay
 
 
 def only(names: Sequence[str], origin: str) -> Entry:
-    """Switch on exactly these patches."""
+    """An entry that switches on exactly these patches."""
     return Entry(_FLAG, "only", [name.strip() for name in names if name.strip()], origin)
 
 
 def freeze(layers: Layers) -> str:
-    """The layers as letters that every shell, launcher and ``export k="v"`` leaves alone.
+    """The layers as URL-safe base64 of JSON, which shells and launchers pass on unchanged.
 
-    URL-safe base64 of JSON. Plugin files become absolute, as the reader may be anywhere.
+    Plugin files become absolute paths, because the reader may have another working directory.
     """
     rows = [
         (entry.section, entry.key, _absolute(entry), entry.origin.replace(_FROZEN_MARK, ""))
@@ -199,17 +199,17 @@ def resolve(
     choices: Mapping[str, Sequence[str]],
     generation: Optional[str] = None,
 ) -> Settings:
-    """Check the layers against what exists and give the settings in force.
+    """Check the layers against the known patches and options, and return the settings.
 
     Args:
         layers: from :func:`collect`.
         patches: the patches that exist.
         options: the options class of each section.
         choices: the implementations of each choice hook.
-        generation: of the coati found, on which some defaults depend.
+        generation: of the coati found; some defaults depend on it.
 
     Raises:
-        ConfigError: listing every problem with its place, what was expected and the nearest match.
+        ConfigError: lists every problem with its place, the expected value and the nearest match.
     """
     draft = _Draft(patches, options, choices, generation)
     problems = list(layers.problems)
@@ -229,7 +229,7 @@ def resolve(
 
 
 class _Draft:
-    """The settings while the layers are laid over each other."""
+    """The settings while the entries are merged."""
 
     def __init__(
         self,
@@ -251,7 +251,7 @@ class _Draft:
         self.use: Dict[str, Value] = {}
 
     def set(self, entry: Entry) -> str:
-        """Lay one entry over what is there; what is wrong with it, or nothing."""
+        """Apply one entry. Return its problem, or an empty string."""
         if entry.section == _FLAG:
             return self._set_only(entry)
         if not entry.section:
@@ -261,7 +261,7 @@ class _Draft:
         if entry.section not in self.known:
             match = nearest(entry.section, [*self.known, "use"])
             return f"{entry.section}: no such patch or section{match}"
-        if not entry.key:  # a section with nothing in it
+        if not entry.key:  # an empty section
             return ""
         if entry.key == "enabled" and entry.section in self.enabled:
             value, wanted = _convert(entry.value, bool)
@@ -272,7 +272,7 @@ class _Draft:
         return self._set_option(entry)
 
     def choose(self) -> List[str]:
-        """Let an option that names a choice's implementation speak for ``[use]``."""
+        """Copy each option that names a choice's implementation to ``[use]``; return conflicts."""
         problems = []
         for section, cls in self.options.items():
             for item in dataclasses.fields(cls):
@@ -353,7 +353,7 @@ def _default(item: dataclasses.Field[Any], generation: Optional[str]) -> Value:
 
 
 def _outside(value: Any, limits: Mapping[str, Any]) -> str:
-    """What a value of the right type should have been, or nothing when it is within its limits."""
+    """What was expected of a value of the right type, or an empty string if it is valid."""
     if "choices" in limits and value not in limits["choices"]:
         return _or(limits["choices"]) + nearest(str(value), map(str, limits["choices"]))
     low, high = limits.get("minimum"), limits.get("maximum")
@@ -364,8 +364,8 @@ def _outside(value: Any, limits: Mapping[str, Any]) -> str:
 
 
 def _convert(value: Any, kind: Any) -> Tuple[Any, str]:
-    """The value as the kind, or what was wanted. Text from the environment is parsed."""
-    if type(None) in typing.get_args(kind):  # None is the default's word for "not set"
+    """The value converted to the type, and what was expected if that fails. Text is parsed."""
+    if type(None) in typing.get_args(kind):  # None means "not set" and only comes as a default
         kind = typing.get_args(kind)[0]
     if kind is bool:
         if isinstance(value, str) and value.lower() in (*ON, *OFF):
@@ -439,7 +439,7 @@ def _from_file(file: Path, named_by: str = "") -> List[Entry]:
 
 
 def _line(text: str, *names: str) -> int:
-    """The line of a key or header in a TOML text, or 0: enough to point a reader at it."""
+    """The approximate line of a key or header in a TOML text, or 0; for messages."""
     wanted = ".".join(filter(None, names))
     current = ""
     for number, line in enumerate(text.splitlines(), 1):

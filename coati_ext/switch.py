@@ -1,9 +1,9 @@
 """Switch the patches on and off in this process.
 
-A session is one enabled plan. Targets whose modules are imported already are changed at once, in
-one transaction; the others by wrapt's post-import hooks as soon as their module has been executed,
-before anybody can bind its names. If such a late target turns out not to fit, everything is undone
-and the import fails: nothing is ever half-patched.
+A session is one enabled plan. Functions in modules that are already imported are patched at once,
+in one transaction. The others are patched by wrapt's post-import hooks, before other code can
+import their names. If one of these does not fit, all patches are undone and the import fails, so
+that coati is never partly patched.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _lock = threading.RLock()
 
 
 class _Session:
-    """One plan, being or having been put in force."""
+    """One enabled plan, with the ledger (the list of writes for undo)."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -43,7 +43,7 @@ class _Session:
         self.failure: Optional[CoatiExtError] = None
 
     def start(self) -> None:
-        """Patch what is imported and wait for the rest."""
+        """Patch the imported modules and register post-import hooks for the others."""
         waiting: Dict[str, List[Step]] = {}
         for step in self.plan.steps:
             if step.state == PENDING:
@@ -64,7 +64,7 @@ class _Session:
             self._check_ranks()
 
     def _check_ranks(self) -> None:
-        """Compare plans with the other ranks, now if they have met, and whenever they meet."""
+        """Compare plans with the other ranks, now and at each ``init_process_group``."""
         digest, limit = self.plan.digest, self.plan.settings.rank_check.value
 
         def watch() -> None:
@@ -83,7 +83,7 @@ class _Session:
         import wrapt
 
         def hook(module: ModuleType) -> None:
-            # wrapt cannot take a hook back, so one of a closed session does nothing.
+            # wrapt cannot unregister a hook, so the hook of a closed session does nothing.
             with _lock:
                 if self.failure is not None:
                     raise self.failure
@@ -109,14 +109,14 @@ class _Session:
         raise self.failure from error
 
     def stop(self) -> None:
-        """Take everything back."""
+        """Restore the original functions."""
         undo(self.ledger)
         self.ledger.clear()
         self.closed = True
         active.put_in_force({}, {}, {})
 
     def report(self) -> Report:
-        """The plan with what has been done so far."""
+        """The plan as a report, with what has been patched so far."""
         targets = {step.site.target for step in self.plan.steps}
         written = tuple(write.where for write in self.ledger)
         notes = tuple(
@@ -135,14 +135,14 @@ def enable(config: ConfigArgument = None) -> Report:
             of a configuration file, or a mapping of the same shape.
 
     Returns:
-        What was done. A second call with the same plan does nothing and returns the same.
+        A report of what was patched. A second call with the same plan changes nothing.
 
     Raises:
         ConfigError: the settings are wrong.
         PluginError: a plugin is broken.
         CoatiNotFoundError: there is no coati here.
         RefusedError: upstream's code is not what a patch was written for.
-        AlreadyEnabledError: another plan is in force.
+        AlreadyEnabledError: another plan is already enabled.
     """
     global _session
     with _lock:
@@ -168,10 +168,10 @@ def enable(config: ConfigArgument = None) -> Report:
 
 
 def disable() -> None:
-    """Switch the patches off: every upstream attribute is again the object that it was.
+    """Switch the patches off and restore the original functions.
 
     Raises:
-        DisturbedError: something else has since written to a patched name; nothing is undone.
+        DisturbedError: something else has overwritten a patched function; nothing is undone.
     """
     global _session
     with _lock:
@@ -182,20 +182,20 @@ def disable() -> None:
 
 
 def status() -> Report:
-    """What is in force now; before that, every patch is ``off``, or ``refused`` if it would be."""
+    """A report of the enabled plan. If none is, every patch is ``off``, or ``refused``."""
     with _lock:
         return _session.report() if _session is not None else _off(make_plan(), "not enabled")
 
 
 def layers_in_force() -> Layers:
-    """The layers of what is in force now; before that, those that :func:`enable` would read."""
+    """The settings layers of the enabled plan, or those that :func:`enable` would read."""
     with _lock:
         return _session.plan.layers if _session is not None else collect()
 
 
 @contextmanager
 def applied(config: ConfigArgument = None) -> Iterator[Report]:
-    """Run a block with the patches on, and off again after it unless they were on before."""
+    """Run a block with the patches on. Switch them off afterwards, unless they were on before."""
     was_on = _session is not None
     report = enable(config)
     try:
@@ -206,10 +206,10 @@ def applied(config: ConfigArgument = None) -> Iterator[Report]:
 
 
 def arm() -> None:
-    """Enable from the environment at the first import of coati, or stop that import.
+    """Enable the patches from the environment at the first import of coati, or stop that import.
 
     Raises:
-        ImportError: the patches cannot be put in force; its text ends with the way out.
+        ImportError: the patches cannot be enabled; the message says how to run without them.
     """
     if _session is not None:
         return
@@ -217,7 +217,7 @@ def arm() -> None:
         report = enable()
     except CoatiExtError as error:
         raise RefusedError(f"{error}\n{WAY_OUT}") from error
-    if os.environ.get("RANK", "0") == "0":  # once in a log, whatever the number of ranks
+    if os.environ.get("RANK", "0") == "0":  # one line per job, not per rank
         print(report.headline, file=sys.stderr)
 
 

@@ -1,10 +1,10 @@
-"""The built-in plugins, one patch a folder, written against the same hooks as a user's plugin.
+"""The built-in plugins, one folder per patch, which use the same hooks as a user's plugin.
 
-Every folder has the same rooms. ``__init__`` says what the patch repairs and why, and registers it;
-``sites`` names the upstream functions that it changes; ``options`` is its section of the
-configuration; ``defects`` is what ``doctor --live`` measures of it. The other modules are the
-replacements, named after what they replace. ``upstream.toml`` holds the released variants of those
-functions and the verdict that each was given.
+Every folder has the same modules. ``__init__`` says what the patch repairs and registers it;
+``sites`` lists the upstream functions that it changes; ``options`` is its section of the
+configuration; ``defects`` has the measurements for ``doctor --live``. The other modules hold the
+replacement functions, named after what they replace. ``upstream.toml`` lists the released variants
+of the changed functions, with a verdict for each.
 """
 
 if __name__ == "patches":

@@ -1,4 +1,7 @@
-"""Where the known variants of upstream's functions are. ``nox -s upstream`` writes the file."""
+"""The path of the file with the known variants of upstream's functions.
+
+``nox -s upstream`` writes that file.
+"""
 
 from pathlib import Path
 

@@ -1,1 +1,1 @@
-"""Checkpoints: what one says of its model (``stamp``), re-fitting an old one (``migrate``)."""
+"""Checkpoints: how a model was trained (``stamp``), and re-fitting old ones (``migrate``)."""

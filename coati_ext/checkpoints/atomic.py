@@ -1,4 +1,4 @@
-"""Files that are written at once or not at all."""
+"""Write files atomically."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, Callable
 
 
 def put(file: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill another file, which then takes the place of this one.
+    """Let ``write`` fill a temporary file, then rename it to ``file``.
 
-    A process that is killed meanwhile leaves what was there, and perhaps a file ``*.new`` beside.
+    A process that is killed meanwhile leaves the old file, and perhaps a file ``*.new`` beside it.
 
     Args:
-        file: where the content is to be.
-        write: writes it to the path that it is given, on the same file system.
+        file: the file to write.
+        write: writes the content to the path that it is given, on the same file system.
     """
     new = file.with_name(f"{file.name}.{os.getpid()}.new")
     write(new)

@@ -1,9 +1,9 @@
-"""What a reward model or critic was trained with, and where a checkpoint says so.
+"""Stamps: metadata in a checkpoint that says how its reward model or critic was trained.
 
-A stamp lives in two places. In the ``_metadata`` of a state dict it survives ``torch.save`` and
-``load_state_dict`` and adds no key. Beside a checkpoint, as a file of its own, it serves the
-formats that keep no metadata (safetensors, shards); there it names the weights that it was written
-for by their seal, so that it never speaks for others.
+A stamp is stored in one of two places. In the ``_metadata`` of a state dict it survives
+``torch.save`` and ``load_state_dict`` and adds no key. Formats without metadata (safetensors,
+shards) get a file beside the checkpoint. That file records a seal (size and sampled hash) of the
+weights, so that it is ignored if the weights have changed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CRITIC = "critic"
 EOS = "eos"
 MEAN_POOLED = "mean over all columns"
 FRAME = {"padding": "left", "position_ids": "from the mask"}
-"""The form of rows in one left-padded frame."""
+"""Padding and position ids of rows in a frame, the left-padded batch layout."""
 _WEIGHTS = (".bin", ".pt", ".pth", ".safetensors", ".index.json")
 _BLOCK = 1 << 16
 _BLOCKS = 64
@@ -34,37 +34,37 @@ _BLOCKS = 64
 
 @dataclass(frozen=True)
 class Stamp:
-    """The form in which a model saw its rows, and who gave it that form."""
+    """How the rows of a model were pooled, padded and tokenized, and by which coati and plan."""
 
     kind: str
     """``REWARD_MODEL`` or ``CRITIC``."""
     pooling: str
-    """What the value head scores: ``EOS``, ``MEAN_POOLED``, a plugin's name."""
+    """Which hidden states the value head scores: ``EOS``, ``MEAN_POOLED`` or a plugin's name."""
     padding: str
     """That of ``FRAME``, or ``as it comes``."""
     position_ids: str
     """Those of ``FRAME``, or ``by column``."""
     end_token: Optional[int]
-    """Id of the token that ended a row; ``None`` where nobody said."""
+    """Id of the token at the end of a row; ``None`` if unknown."""
     tokenizer: str
-    """See :func:`tokenizer_fingerprint`; empty where no tokenizer was seen."""
+    """See :func:`tokenizer_fingerprint`; empty if unknown."""
     generation: str
     """``G1`` to ``G4``."""
     version: str
     """Of coati-ext."""
     digest: str
-    """Of the plan in force."""
+    """Of the enabled plan."""
 
     def as_dict(self) -> Dict[str, Any]:
-        """Texts and a number, which every format and ``weights_only`` loading can carry."""
+        """The fields as strings and one number, which ``weights_only`` loading accepts."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, content: object, source: str) -> Stamp:
-        """The stamp that ``as_dict`` was made of.
+        """The inverse of :meth:`as_dict`.
 
         Raises:
-            StampError: it is none.
+            StampError: the content is not a stamp.
         """
         names = {item.name for item in fields(cls)}
         if not isinstance(content, Mapping) or not names <= set(content):
@@ -79,10 +79,10 @@ class Stamp:
         return cls(**values)
 
     def differences(self, other: Stamp) -> List[str]:
-        """The fields in which another stamp tells of another form; unknown values differ from none.
+        """The names of the fields in which the training differed. Unknown values are not compared.
 
-        How values are pooled is compared between models of one kind only: a critic may start from
-        a reward model.
+        Pooling is compared only between models of the same kind, because a critic may be
+        initialised from a reward model.
         """
         names = ["padding", "position_ids", "end_token", "tokenizer"]
         if self.kind == other.kind:
@@ -96,7 +96,7 @@ class Stamp:
 
     @property
     def form(self) -> str:
-        """The form in words."""
+        """Pooling, padding, position ids, end token and tokenizer as one text."""
         return (
             f"pooling {self.pooling}, padding {self.padding}, position ids {self.position_ids}, "
             f"end token {'unknown' if self.end_token is None else self.end_token}, tokenizer "
@@ -105,12 +105,12 @@ class Stamp:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """12 hexadecimal digits that tell tokenizers apart by what they make of a text, if they can.
+    """A hash (12 hexadecimal digits) of vocabulary, BOS and EOS; empty without ``get_vocab``.
 
-    Which token pads, even one added for it, and on which side do not count: masks keep pads out of
-    every number, and scripts choose them as they need.
+    The pad token, even an added one, and the padding side do not count: they do not affect a
+    masked result, and scripts change them freely.
     """
-    if not hasattr(tokenizer, "get_vocab"):  # nothing to tell it by
+    if not hasattr(tokenizer, "get_vocab"):
         return ""
     vocabulary = {
         token: number
@@ -122,12 +122,12 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
 
 
 def put(state_dict: Any, stamp: Stamp, prefix: str = "") -> None:
-    """Write a stamp into the metadata of a state dict, whose keys stay as they are.
+    """Write a stamp into the metadata of a state dict, without adding a key.
 
     Args:
         state_dict: from ``module.state_dict()``, or any ``OrderedDict``.
         stamp: what to write.
-        prefix: of the stamped module's own keys, without the last dot.
+        prefix: the key prefix of the stamped module, without the last dot.
     """
     if not hasattr(state_dict, "_metadata"):
         state_dict._metadata = {}
@@ -135,7 +135,7 @@ def put(state_dict: Any, stamp: Stamp, prefix: str = "") -> None:
 
 
 def of_metadata(metadata: Mapping[str, Any], source: str) -> Optional[Stamp]:
-    """The stamp in one module's part of a state dict's metadata, or ``None``.
+    """The stamp in the state-dict metadata of one module, or ``None``.
 
     Raises:
         StampError: it is corrupt.
@@ -144,20 +144,20 @@ def of_metadata(metadata: Mapping[str, Any], source: str) -> Optional[Stamp]:
 
 
 def remove(checkpoint: Path) -> None:
-    """Take away the file that speaks for a checkpoint, before its weights are written anew."""
+    """Delete the stamp file of a checkpoint before its weights are overwritten."""
     for file in (checkpoint / FILE, _file_beside(checkpoint)):
         if file.is_file():
             file.unlink()
 
 
 def traces(checkpoint: Path) -> Dict[str, Tuple[int, int]]:
-    """Size and time of each file of weights, by which to tell whether they were written anew."""
+    """Size and modification time of each weight file, to detect whether it was rewritten."""
     states = {file.name: file.stat() for file in _weights(checkpoint)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
 def write(checkpoint: Path, stamp: Stamp) -> None:
-    """Write a stamp beside weights that are complete, at once or not at all.
+    """Write a stamp file atomically beside weights that are completely written.
 
     Args:
         checkpoint: a file of weights, or a folder of them.
@@ -184,7 +184,7 @@ def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
     if file.is_file():
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:  # of JSON and of UTF-8
+        except ValueError as error:  # invalid JSON or UTF-8
             raise _corrupt(str(file), str(error)) from error
         stamp = Stamp.from_dict(content, str(file))
         if content.get("weights") == _seals(checkpoint):
@@ -194,16 +194,16 @@ def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
 
 
 def _inside(file: Path) -> Optional[Stamp]:
-    """The stamp in the metadata of a file that ``torch.save`` wrote of a state dict."""
+    """The stamp in the metadata of a state dict saved by ``torch.save``, or ``None``."""
     if file.suffix == ".safetensors":
         return None
     import torch
 
-    # Without reading the weights, where this torch can.
+    # mmap avoids reading the weights; old torch lacks it.
     mapped = {"mmap": True} if "mmap" in signature(torch.load).parameters else {}
     try:
         content = torch.load(str(file), map_location="cpu", weights_only=True, **mapped)
-    except Exception:  # whoever loads the weights tells better what is wrong with them
+    except Exception:  # loading the weights will raise a clearer error
         return None
     metadata: Mapping[str, Any] = getattr(content, "_metadata", {})
     stamps = [of_metadata(item, str(file)) for item in metadata.values()]
@@ -219,7 +219,7 @@ def _file_beside(checkpoint: Path) -> Path:
 
 
 def _seals(checkpoint: Path) -> Dict[str, str]:
-    """Of each file of weights, its size and a hash of blocks from all over it."""
+    """For each weight file, its size and a hash of blocks sampled from the whole file."""
     return {file.name: _seal(file) for file in _weights(checkpoint)}
 
 

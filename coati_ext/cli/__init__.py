@@ -1,7 +1,7 @@
 """The ``coati-ext`` command.
 
-Every read command gives its facts as plain data first, which ``--json`` prints as they are, and a
-view of the same data for people. Exit status: 0 fine, 1 refused or unfit, 2 wrong use.
+Most commands are two functions: one returns its results as plain data, which ``--json`` prints, and
+one prints the same data as text. Exit status: 0 fine, 1 refused or unfit, 2 wrong use.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line and return its exit status."""
     if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does, so that a coati or plugin here is found
+        sys.path.insert(0, "")  # as `python -m` does, to find a coati or plugin in this folder
     options = _parser().parse_args(arguments)
     try:
         status, facts = options.command(options)
@@ -32,7 +32,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         else:
             print(f"coati-ext: {error}", file=sys.stderr)
         return error.exit_code
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         sys.stderr.close()
         return 0
     if getattr(options, "json", False):

@@ -1,4 +1,4 @@
-"""Run a module of ours in a process of its own and take the JSON of its last line."""
+"""Run one of our modules in a new process and read JSON from its last line of output."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from coati_ext.errors import ScriptError
 def run_module(
     module: str, *arguments: str, flag: str, paths: Sequence[str] = (), folder: Optional[str] = None
 ) -> Any:
-    """Run ``python -m module arguments`` and give the value that it printed last.
+    """Run ``python -m module arguments`` and return the JSON value of its last line.
 
     Args:
-        module: what to run.
+        module: the module to run.
         arguments: its arguments.
-        flag: the ``COATI_EXT`` that it gets.
-        paths: what comes first on its path, before everything that is on this process's.
-        folder: where it runs.
+        flag: its ``COATI_EXT``.
+        paths: put before this process's ``sys.path``.
+        folder: its working directory.
 
     Raises:
-        ScriptError: it failed; the message is the last line that it wrote.
+        ScriptError: it failed; the message is its last line of output.
     """
     path = os.pathsep.join(filter(None, [*paths, *sys.path]))
     done = subprocess.run(

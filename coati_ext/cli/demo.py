@@ -1,8 +1,8 @@
-"""``coati-ext demo``: one ordinary training script, run with the flag off and on.
+"""``coati-ext demo``: the same training script, run with the flag off and on.
 
-It trains a tiny reward model through the installed coati (or, where there is none, a stand-in of
-the generation asked for, and says so) and scores held-out pairs in the right-padded form that
-training used with the flag off and in the left-padded form that generation needs.
+It trains a tiny reward model with the installed coati, or with a stand-in if none is installed. It
+then scores held-out pairs right-padded, as in unpatched training, and left-padded, as generation
+needs them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
 
 
 def _coati(options: Namespace) -> Tuple[str, str, str]:
-    """Which coati is used, in words, its generation, and a path to add for it."""
+    """A description of the coati used, its generation, and a path to add to ``sys.path``."""
     from coati_ext.testing import standin
 
     if not options.generation:

@@ -1,4 +1,4 @@
-"""The demo's training script: it uses coati alone and does not know of any patch."""
+"""The demo's training script. It uses coati only and contains no code for patches."""
 
 from __future__ import annotations
 

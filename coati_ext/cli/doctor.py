@@ -1,4 +1,4 @@
-"""``coati-ext doctor``: is everything in place, does it fit, and (``--live``) what it repairs."""
+"""``coati-ext doctor``: check installation and compatibility; ``--live`` measures the defects."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
 
 
 def _launchers() -> List[Facts]:
-    """The launchers on PATH, the Pythons that run them, and why those would not be patched."""
+    """The launchers on PATH, their Pythons, and why the processes of these would not be patched."""
     pythons = {name: installation.interpreter_of(name) for name in LAUNCHERS}
     problems = {
         python: None if python is None else installation.probe(python).problem(__version__)

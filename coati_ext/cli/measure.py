@@ -1,7 +1,7 @@
 """The process in which ``coati-ext doctor --live`` measures defects, patches off or on.
 
-``python -m coati_ext.cli.measure off|on`` prints them as JSON. Each state has a process of its own,
-so that what one imports or breaks cannot colour the other.
+``python -m coati_ext.cli.measure off|on`` prints them as JSON. Off and on run in separate
+processes, so that the first cannot affect the second.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coati_ext.switch import enable
 
 
 def measure(defect: Defect) -> Dict[str, Any]:
-    """Take one measurement in the present state of the patches."""
+    """Measure one defect with the patches as they are now."""
     module, name = defect.measure.split(":")
     value: Any
     try:
@@ -37,7 +37,7 @@ def measure(defect: Defect) -> Dict[str, Any]:
 
 
 def main(flag: str) -> int:
-    """Measure everything that this coati's generation can have wrong and print it."""
+    """Measure and print all known defects of the generation of this coati."""
     from coati_ext.testing import cpu_only
 
     plan = make_plan()

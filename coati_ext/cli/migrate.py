@@ -1,4 +1,4 @@
-"""``coati-ext migrate``: a mean-pooled reward model of G1 becomes one that reads the end token."""
+"""``coati-ext migrate``: re-fit the value head of a mean-pooled G1 reward model at EOS."""
 
 from __future__ import annotations
 

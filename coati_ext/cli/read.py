@@ -1,4 +1,4 @@
-"""The commands that only look: list, plan, explain, diff, config, plugins. None imports torch."""
+"""The read-only commands: list, plan, explain, diff, config, plugins. None imports torch."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def plan_view(facts: Facts) -> None:
             item["patch"],
             "fits" if item["state"] == "pending" else item["state"],
             item["mode"],
-            item["target"].split(":")[1],  # the module would not fit beside it
+            item["target"].split(":")[1],  # without the module, to save width
             "see below" if item["state"] == REFUSED else item["reason"],
         ]
         for item in facts["steps"]
@@ -114,10 +114,10 @@ def plan_view(facts: Facts) -> None:
 
 
 def explain_facts(options: Namespace) -> Tuple[int, Facts]:
-    """A patch or a hook, whichever has the name.
+    """The patch or hook of that name.
 
     Raises:
-        UnknownNameError: neither has.
+        UnknownNameError: there is none.
     """
     plan = make_plan()
     if options.name in HOOKS:
@@ -235,7 +235,7 @@ def explain_view(facts: Facts) -> None:
 
 
 def diff_facts(options: Namespace) -> Tuple[int, Facts]:
-    """Upstream's functions here against the patch's.
+    """The diff from each upstream function found here to the patch's function.
 
     Raises:
         UnknownNameError: no patch has the name.
@@ -278,7 +278,7 @@ def diff_view(facts: Facts) -> None:
 
 
 def config_facts(options: Namespace) -> Tuple[int, Facts]:
-    """Every setting in force with where it came from."""
+    """Every resolved setting and its source."""
     plan = make_plan()
     settings = plan.settings
     values = {"policy": settings.policy, "rank_check": settings.rank_check}

@@ -1,4 +1,4 @@
-"""``coati-ext run``: refuse here, before the job takes its GPUs, what every worker would refuse."""
+"""``coati-ext run``: check the plan before the job takes its GPUs, then start the job patched."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
-    """Check the plan and become the command, with the patches on in it and all its children.
+    """Check the plan and exec the command, with the patches on in it and all its children.
 
     Raises:
-        ConfigError: no or an unknown command, or wrong settings.
-        RefusedError: its processes would not be armed, or the plan does not fit.
+        ConfigError: the command is missing or unknown, or the settings are wrong.
+        RefusedError: its processes would not be armed, or a patch does not fit.
     """
     command = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     if not command:
@@ -48,14 +48,15 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
     if shutil.which(command[0]) is None:
         raise ConfigError(f"no command {command[0]} on PATH")
     entries = _entries(options)
-    if options.config:  # whoever names a file means that one, whatever an outer run has frozen
+    if options.config:  # takes precedence over the settings frozen by an outer `coati-ext run`
         os.environ.pop(FROZEN, None)
         os.environ["COATI_EXT_CONFIG"] = str(Path(options.config).resolve())
     plan = make_plan(options=entries)
     plan.check()
     _require_armed(command)
     os.environ.update(_variables(freeze(plan.layers)))
-    for name in ("COATI_EXT_SET", "COATI_EXT_CONFIG"):  # frozen now, and may hold quotes or $
+    # Both are in the frozen layers now, and their values may contain quotes or $.
+    for name in ("COATI_EXT_SET", "COATI_EXT_CONFIG"):
         os.environ.pop(name, None)
     print(plan.report().headline, file=sys.stderr)
     _become(command)
@@ -72,7 +73,7 @@ def _entries(options: Namespace) -> List[Entry]:
 
 
 def _require_armed(command: Sequence[str]) -> None:
-    """Raise unless every Python that the command is known to start is armed by itself."""
+    """Raise unless every Python that the command is known to start will be armed."""
     pythons = _pythons(command)
     for (python, *flags), name in pythons.items():
         problem = installation.probe(python, flags).problem(__version__)
@@ -92,11 +93,11 @@ def _require_armed(command: Sequence[str]) -> None:
 
 
 def _pythons(command: Sequence[str]) -> Dict[Tuple[str, ...], str]:
-    """The Pythons that can be told, each with its own options, and which command runs under it."""
+    """The Pythons that the command is known to start, with their options, by command name."""
     found: Dict[Tuple[str, ...], str] = {}
     names = [command[0]]
     if Path(command[0]).name == "colossalai" and "run" in command[1:2]:
-        names.append("torchrun")  # which it takes from PATH
+        names.append("torchrun")  # colossalai starts it from PATH
     for name in names:
         if shutil.which(name) is None:
             raise ConfigError(
@@ -110,7 +111,7 @@ def _pythons(command: Sequence[str]) -> Dict[Tuple[str, ...], str]:
 
 
 def _flags(arguments: Sequence[str]) -> List[str]:
-    """Python's own options, in front of its script, that decide which start-up files run."""
+    """The interpreter options (-E, -I, -S, -s) that decide which start-up files run."""
     flags: List[str] = []
     rest = iter(arguments)
     for argument in rest:
@@ -121,16 +122,16 @@ def _flags(arguments: Sequence[str]) -> List[str]:
         flags += [f"-{letter}" for letter in letters if letter in "EISs"]
         if last in ("c", "m"):
             break
-        if last and not value:  # of -W and -X, which is the next argument
+        if last and not value:  # the value of -W or -X is the next argument
             next(rest, "")
     return flags
 
 
 def _variables(frozen: str) -> Dict[str, str]:
-    """What the job's processes inherit: plain enough for a shell's ``export k="v"``."""
+    """The environment variables for the job, safe inside a shell's ``export k="v"``."""
     given = os.environ.get("COATI_EXT", "")
     variables = {
-        "COATI_EXT": "1" if says_off(given) else given,  # off is overruled by asking to run
+        "COATI_EXT": "1" if says_off(given) else given,  # `coati-ext run` overrides off
         FROZEN: frozen,
         ray.RAY_HOOK: ray.OUR_HOOK,
     }

@@ -1,4 +1,4 @@
-"""Tables that read well in colour, without it, and in a file."""
+"""Print tables to a terminal or a file."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _COLOURS: Dict[str, str] = {
 
 
 def console() -> Console:
-    """The standard output; wide enough not to fold a table when it is no terminal."""
+    """A console on standard output, 200 columns wide if that is not a terminal."""
     screen = Console(highlight=False)
     return screen if screen.is_terminal else Console(highlight=False, width=200)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A borderless table whose words of state are coloured."""
+    """A borderless table in which states such as ``refused`` are coloured."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     for head in heads:
         grid.add_column(head, overflow="fold")
@@ -42,7 +42,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def write(*items: object) -> None:
-    """Print texts and tables, taking no text for markup."""
+    """Print texts and tables, without interpreting markup in texts."""
     screen = console()
     for item in items:
         if isinstance(item, str):

@@ -1,13 +1,13 @@
-"""How the processes of a job are reached and compared.
+"""Patch all processes of a job, and verify that all ranks have identical patches and settings.
 
-``flag`` says what ``COATI_EXT`` means, ``watch`` waits in every process for the first import of
-coati, ``installation`` says which processes that start-up file reaches, ``ray`` reaches the workers
-of a cluster, and ``rank_check`` compares the plans of all ranks when they meet.
+``flag`` parses ``COATI_EXT``, ``watch`` waits in every process for the first import of coati,
+``installation`` finds the processes that the start-up file does not reach, ``ray`` configures the
+workers of a Ray cluster, and ``rank_check`` compares the plans of all ranks.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # every armed process imports this package when it starts
+TYPE_CHECKING = False  # typing would slow down the start of every armed process
 if TYPE_CHECKING:
     from coati_ext.launch.ray import ray_hook, ray_runtime_env
 

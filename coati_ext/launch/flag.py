@@ -1,4 +1,4 @@
-"""The words of ``COATI_EXT`` that mean off and on; anything else is a list of patches."""
+"""The values of ``COATI_EXT`` that mean off and on; any other value is a list of patches."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ ON = ("1", "on", "true", "yes")
 
 
 def says_off(flag: str) -> bool:
-    """Whether a value of ``COATI_EXT`` switches nothing on."""
+    """Whether a value of ``COATI_EXT`` means off."""
     return flag.strip().lower() in OFF

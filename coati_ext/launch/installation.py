@@ -1,4 +1,7 @@
-"""How coati-ext is installed, here and for the Pythons of launchers, and what it cannot reach."""
+"""How coati-ext is installed, here and for the launchers' Pythons, and what is not patched.
+
+An armed process is one that will be patched at start-up.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from typing import Iterable, List, Optional, Sequence
 import coati_ext
 
 STARTUP_FILES = ("coati_ext.start", "coati_ext.pth")
-PROBE_LIMIT = 60  # seconds that a Python may take to start
+PROBE_LIMIT = 60  # seconds
 
 _PROBE = """
 import importlib.util, json, sys
@@ -33,7 +36,7 @@ print(json.dumps({"armed": armed, "version": version}))
 
 @dataclass(frozen=True)
 class Gap:
-    """Processes that the flag does not reach."""
+    """Processes that ``COATI_EXT`` does not patch."""
 
     what: str
     why: str
@@ -44,16 +47,16 @@ class Gap:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python, as one of its processes under the flag described itself."""
+    """A Python interpreter, as reported by a process started with ``COATI_EXT=1``."""
 
     armed: bool
     version: Optional[str]
-    """Of coati-ext there, or ``None`` where it is not importable."""
+    """Its version of coati-ext, or ``None`` if coati-ext is not importable."""
     error: str = ""
-    """Why it did not start."""
+    """Why the process did not start."""
 
     def problem(self, version: str) -> str:
-        """Why it would not run the patches of this version, or nothing."""
+        """Why it would not run the patches of this version, or an empty string."""
         if self.error:
             return f"it does not start: {self.error}"
         if self.version is None:
@@ -66,7 +69,7 @@ class Interpreter:
 
 
 def kind() -> str:
-    """``wheel``, ``editable`` or ``checkout``."""
+    """How coati-ext is installed: ``wheel``, ``editable`` or ``checkout``."""
     if (Path(coati_ext.__file__).parent / "patches" / "__init__.py").is_file():
         return "wheel"
     try:
@@ -77,7 +80,7 @@ def kind() -> str:
 
 
 def site_directories() -> List[Path]:
-    """The directories whose start-up files this Python runs."""
+    """The site directories, whose start-up files this Python runs."""
     if sys.flags.no_site:
         return []
     names = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
@@ -88,12 +91,12 @@ def site_directories() -> List[Path]:
 
 
 def startup_file() -> Optional[Path]:
-    """The installed start-up file, or ``None`` when no process will be armed by itself."""
+    """The installed start-up file, or ``None`` if there is none and no process will be armed."""
     return _startup_file_in(site_directories())
 
 
 def startup_reason(file: Path) -> str:
-    """Why the file is there, and why it is of its kind."""
+    """The purpose of the start-up file, and the Python versions that run it."""
     arms = "arms every process of a job, workers included, while COATI_EXT is set"
     if file.suffix == ".start":
         return f"{arms}; Python 3.15 and newer run it and skip the line of the .pth beside it"
@@ -101,7 +104,7 @@ def startup_reason(file: Path) -> str:
 
 
 def gaps() -> List[Gap]:
-    """What the flag cannot reach, and why: first what concerns this Python's installation."""
+    """The processes that ``COATI_EXT`` does not patch, and why; this installation comes first."""
     install = "pip install coati-ext (not --target, not --user) into this environment"
     found = []
     file = startup_file()
@@ -144,14 +147,14 @@ def gaps() -> List[Gap]:
 
 
 def interpreter_of(command: str) -> Optional[str]:
-    """The Python that runs a command on PATH, or ``None`` where its first line does not say."""
+    """The Python that runs a command on PATH, or ``None`` if its shebang line does not tell."""
     file = shutil.which(command)
     if file is None or is_python(file):
         return file
     with open(file, "rb") as stream:
         first, second, *_ = [*stream.read(4096).decode("utf-8", "replace").splitlines(), "", ""]
     words = first[2:].split() if first.startswith("#!") else []
-    if second.startswith("'''exec' "):  # how pip writes a path too long for a first line
+    if second.startswith("'''exec' "):  # pip writes this if the path is too long for a shebang
         words = shlex.split(second[len("'''exec' ") :])
     if words and Path(words[0]).name == "env":
         words = [word for word in words[1:] if not word.startswith("-")]
@@ -159,12 +162,12 @@ def interpreter_of(command: str) -> Optional[str]:
 
 
 def is_python(file: str) -> bool:
-    """Whether a command is a Python by its name."""
+    """Whether the file name is that of a Python interpreter."""
     return re.match(r"(python|pypy)[\d.]*(\.exe)?$", Path(file).name) is not None
 
 
 def probe(python: str, flags: Sequence[str] = ()) -> Interpreter:
-    """Start a Python under the flag and ask whether it is armed."""
+    """Start a Python with ``COATI_EXT=1`` and report whether it is armed."""
     try:
         done = subprocess.run(
             [python, *flags, "-c", _PROBE],

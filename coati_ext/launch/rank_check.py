@@ -1,7 +1,7 @@
-"""Whether all ranks of a job train alike: at distributed start they compare their plans.
+"""Ranks verify at ``init_process_group`` that their patches and settings are identical.
 
-Through the store by which the ranks have just met, not by a collective, in which every rank would
-wait forever for one that knows nothing of coati-ext.
+They exchange the digests of their plans through the store of the process group. A collective would
+hang if a rank runs without coati-ext.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from coati_ext.errors import RankError
 from coati_ext.patching.apply import Write
 
 _rounds = count()
-_SLACK = 10.0  # seconds by which the other ranks wait longer for rank 0 than it for them
+_SLACK = 10.0  # seconds; the other ranks wait this much longer for rank 0's verdict
 HOME = "torch.distributed"
 _NAME = "init_process_group"
 
 
 def writes(digest: str, limit: float) -> List[Write]:
-    """What to write so that each start of ``torch.distributed`` ends with :func:`compare`."""
+    """The writes that make each ``init_process_group`` end with :func:`compare`."""
     original = getattr(sys.modules[HOME], _NAME, None)
-    if original is None:  # a torch that was built without it
+    if original is None:  # a torch built without torch.distributed
         return []
 
     @functools.wraps(original)
@@ -44,14 +44,14 @@ def writes(digest: str, limit: float) -> List[Write]:
 
 
 def compare(digest: str, limit: float) -> None:
-    """Return if all ranks have the same plan; one process alone always has.
+    """Raise unless all ranks have the same plan. A single process returns at once.
 
     Args:
         digest: of this rank's plan.
         limit: seconds to wait for the other ranks.
 
     Raises:
-        RankError: some rank has another plan, or has not reported in time; the message names it.
+        RankError: a rank has another plan, or did not report in time; the message names it.
     """
     import torch.distributed as dist
 
@@ -83,7 +83,7 @@ def compare(digest: str, limit: float) -> None:
         }
         verdict = _verdict(reports, limit)
         store.set("verdict", verdict)
-        if verdict:  # rank 0 may hold the store, in which the others read why it stops
+        if verdict:  # rank 0 may host the store, so it stops after the others have read the error
             for other in range(1, size):
                 if reports[other] is not None:
                     _read(store, f"read by {other}", 1.0)
@@ -92,7 +92,7 @@ def compare(digest: str, limit: float) -> None:
 
 
 def _verdict(reports: Dict[int, Any], limit: float) -> str:
-    """What is wrong, or nothing."""
+    """The error message, or an empty string if all ranks have the same plan."""
     absent = [rank for rank, report in reports.items() if report is None]
     if absent:
         return _absent(absent, limit)
@@ -121,7 +121,7 @@ def _absent(ranks: List[int], limit: float) -> str:
 
 
 def _read(store: Any, key: str, seconds: float) -> Any:
-    """The text under a key, or ``None`` if nobody wrote it in time."""
+    """The text under a key, or ``None`` after the timeout."""
     try:
         store.wait([key], timedelta(seconds=seconds))
     except RuntimeError:
@@ -130,7 +130,7 @@ def _read(store: Any, key: str, seconds: float) -> Any:
 
 
 def _store(prefix: str) -> Any:
-    """Where the ranks met, which torch has no public name for."""
+    """The store of the default process group, for which torch has no public API."""
     from torch.distributed import distributed_c10d as c10d
 
     return c10d.PrefixStore(prefix, c10d._get_default_store())

@@ -1,7 +1,8 @@
-"""Ray, whose workers are children of a raylet that was often started before the flag was set.
+"""Patch the workers of a Ray cluster.
 
-``coati-ext run -- python train.py`` makes :func:`ray_hook` merge the flag into every ``ray.init()``
-of an unchanged script; in a script of your own, :func:`ray_runtime_env` does the same.
+They are children of a raylet, which may have been started before ``COATI_EXT`` was set. ``coati-ext
+run -- python train.py`` makes :func:`ray_hook` add the flag to every ``ray.init()`` of an unchanged
+script. In your own script, call :func:`ray_runtime_env`.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from coati_ext.launch.flag import says_off
 from coati_ext.settings import FROZEN, freeze
 
 RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"
-"""Where Ray reads the name of a function that may change the ``runtime_env`` of ``ray.init()``."""
+"""Ray's environment variable with the name of a function that may change ``runtime_env``."""
 OUR_HOOK = "coati_ext.launch.ray_hook"
 OTHER_HOOK = "COATI_EXT_RAY_HOOK"
-"""Where ``coati-ext run`` keeps the hook that was there before ours."""
+"""The environment variable in which ``coati-ext run`` keeps a hook that was set before."""
 SETUP = "coati_ext._startup.activate"
 _SETUP_KEY = "worker_process_setup_hook"
 _EXPORTED = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
 
 def ray_runtime_env(base: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
-    """A ``runtime_env`` for ``ray.init()`` whose workers run the patches that are in force here.
+    """A ``runtime_env`` for ``ray.init()`` that gives the workers the patches of this process.
 
-    They are those of ``enable(...)`` where it was called, else those of the flag, the variables and
-    the files here, which need not exist on the cluster. Calling this asks for the patches, so the
-    flag need not be set; set to off, it is off in the workers too. coati-ext has to be importable
-    there; a worker that lacks it stops with an error that names it.
+    The settings are those of ``enable(...)`` if it was called, else those of ``COATI_EXT``, the
+    variables and the files here; the files need not exist on the cluster. ``COATI_EXT`` may be
+    unset here, but if it is set to off, it is off in the workers too. coati-ext must be importable
+    there; a worker without it stops with an error that names it.
 
     Args:
-        base: your own ``runtime_env``. What it has stays: its variables go before ours, and its
+        base: your own ``runtime_env``. It is kept: its variables take precedence over ours, and its
             set-up hook runs after ours.
     """
     merged = dict(base or {})
@@ -45,13 +46,13 @@ def ray_runtime_env(base: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     ours = {"COATI_EXT": "1" if says_off(flag) else flag, FROZEN: freeze(layers)}
     merged["env_vars"] = {**ours, **given}
     theirs = merged.get(_SETUP_KEY)
-    if _EXPORTED not in given:  # else Ray has already put their hook there, and takes no other
+    if _EXPORTED not in given:  # else Ray has already exported their hook and accepts no other
         merged[_SETUP_KEY] = _both(theirs) if theirs else SETUP
     return merged
 
 
 def ray_hook(runtime_env: Optional[Mapping[str, Any]]) -> Dict[str, Any]:
-    """What Ray calls in ``ray.init()`` under ``coati-ext run``, with the script's own argument."""
+    """Add the patches to the script's ``runtime_env``; Ray calls this under ``coati-ext run``."""
     other = os.environ.get(OTHER_HOOK)
     return ray_runtime_env(_named(other)(runtime_env) if other else runtime_env)
 

@@ -1,8 +1,8 @@
-"""A watch for the first import of coati, in every process that the start-up file arms.
+"""Wait for the first import of coati, in every process that the start-up file arms.
 
-Beside modules that the interpreter holds already, this imports a few lines of ours. Everything
-else, plugins included, loads when coati is imported: a failure there stops that import, whereas
-``site`` would print and swallow a failure at start-up, and training would go on unpatched.
+At start-up this imports almost nothing. Everything else, plugins included, loads when coati is
+imported. An error then stops that import. An error at start-up would only be printed by ``site``,
+and training would continue unpatched.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 
 from coati_ext.launch.flag import says_off
 
-TYPE_CHECKING = False  # typing is no module that the interpreter holds already
+TYPE_CHECKING = False  # typing would slow down the start of every armed process
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
 
 class _Watch:
-    """A ``sys.meta_path`` finder that lets the others find coati and arms it when it is run.
+    """A ``sys.meta_path`` finder that enables the patches when coati is imported.
 
-    Merely looking for coati, as ``find_spec`` or our own planning does, arms nothing.
+    The other finders locate coati; this one wraps its loader. Calling ``find_spec`` for coati
+    enables nothing.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,7 @@ class _Watch:
 
 
 class _ArmingLoader:
-    """A loader of coati that puts the patches in force before the package's own first line."""
+    """A loader of coati that enables the patches before the package is executed."""
 
     def __init__(self, loader: Any, watch: _Watch) -> None:
         self.loader = loader
@@ -56,7 +57,7 @@ class _ArmingLoader:
         return getattr(self.loader, name)
 
     def exec_module(self, module: ModuleType) -> None:
-        """Arm, or fail the import; a second try after a failure is watched again."""
+        """Enable the patches, or fail the import. After a failure the next import tries again."""
         module.__loader__ = self.loader
         if module.__spec__ is not None:
             module.__spec__.loader = self.loader
@@ -69,9 +70,10 @@ class _ArmingLoader:
 
 
 def activate() -> None:
-    """Start the watch if ``COATI_EXT`` asks for it; starting it twice is the same as once.
+    """Install the finder if ``COATI_EXT`` is on, at most once.
 
-    Also what a worker of a cluster calls when it is set up, where coati may be imported already.
+    Ray workers call this as their set-up hook. If coati is already imported, the patches are
+    enabled at once.
     """
     if says_off(os.environ.get("COATI_EXT", "")):
         return

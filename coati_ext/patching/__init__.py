@@ -1,1 +1,1 @@
-"""The patching engine: declare, read upstream's source, plan, apply in one transaction, undo."""
+"""The patching engine: declare patches, read upstream's source, plan, apply and undo."""

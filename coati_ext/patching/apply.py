@@ -1,7 +1,7 @@
-"""Write planned steps to the imported modules, all or none, and take them back exactly.
+"""Patch the imported modules in one transaction, and restore the original functions.
 
-The ledger holds every write in order. Undoing walks it backwards; it never searches for our
-functions again and never reloads a module.
+The ledger is the list of all writes in order. Undo replays it backwards; it never searches for
+patched functions and never reloads a module.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from coati_ext.errors import DisturbedError, RefusedError
 from coati_ext.patching.steps import Step
 
 ABSENT = object()
-"""What a slot held that did not exist."""
+"""Marks an attribute that did not exist before the write."""
 
 
 @dataclass(frozen=True)
 class Write:
-    """One attribute that was changed."""
+    """One change of an attribute of a module or class."""
 
     owner: Any
     name: str
     old: Any
     new: Any
     where: str
-    """The slot in words, for messages."""
+    """The name of the attribute, for messages."""
 
     def do(self) -> None:
-        """Put the new value in place."""
+        """Set the new value."""
         setattr(self.owner, self.name, self.new)
 
     def undo(self) -> None:
-        """Put the old value back, or leave none where there was none."""
+        """Restore the old value, or delete the attribute if there was none."""
         if self.old is ABSENT:
             delattr(self.owner, self.name)
         else:
@@ -46,15 +46,15 @@ class Write:
 
     @property
     def in_place(self) -> bool:
-        """Whether the slot still holds what was written."""
+        """Whether the attribute still holds the new value."""
         return vars(self.owner).get(self.name) is self.new
 
 
 def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[Write]:
     """Apply steps whose modules are imported, in one transaction.
 
-    Every new function is made and every slot is checked before the first write; should a write
-    fail, those before it are taken back.
+    Every attribute is checked before the first write. If a write fails, the earlier ones are
+    undone.
 
     Args:
         steps: the steps to apply, in order.
@@ -64,7 +64,7 @@ def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[W
         The ledger, in the order of writing.
 
     Raises:
-        RefusedError: a slot does not hold the planned upstream function.
+        RefusedError: an attribute does not hold the upstream function of the plan.
     """
     ledger: List[Write] = []
     held: Dict[Tuple[int, str], Any] = {}
@@ -94,10 +94,10 @@ def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[W
 
 
 def undo(ledger: Sequence[Write]) -> None:
-    """Take back every write, newest first.
+    """Undo every write, newest first.
 
     Raises:
-        DisturbedError: a slot no longer holds what was written; nothing is taken back then.
+        DisturbedError: an attribute was overwritten by something else; nothing is undone.
     """
     newest: Dict[Tuple[int, str], Write] = {(id(w.owner), w.name): w for w in ledger}
     disturbed = [write for write in newest.values() if not write.in_place]
@@ -130,7 +130,7 @@ def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
 
 
 def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
-    """The slot's function, checked to be the one whose source was planned."""
+    """The attribute's value, checked to be the function whose source the plan has read."""
     value = vars(owner)[name]
     function = value
     if step.function is not None and step.function.node.decorator_list:
@@ -139,7 +139,7 @@ def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
     if not isinstance(function, FunctionType) or code is None:
         raise RefusedError(_foreign(step, value))
     assert step.function is not None
-    # A loader may have compiled the module under a relative or linked path.
+    # A loader may have compiled the module under a relative path or a symbolic link.
     same_file = os.path.realpath(code.co_filename) == os.path.realpath(step.function.file)
     if not same_file or code.co_firstlineno != step.function.line:
         raise RefusedError(_foreign(step, value))
@@ -147,7 +147,7 @@ def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
 
 
 def _inherited_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
-    """The method that the slot's class inherits, checked to be no longer its own."""
+    """The inherited method; refused if the class now defines the method itself."""
     if name in vars(owner):
         raise RefusedError(_foreign(step, vars(owner)[name]))
     return getattr(owner, name)  # type: ignore[no-any-return]
@@ -173,8 +173,8 @@ def _replacement(step: Step, original: Callable[..., Any]) -> Callable[..., Any]
     module, name = step.site.new.split(":")
     new: Callable[..., Any] = getattr(importlib.import_module(module), name)
     if step.site.mode == "replace":
-        # Not functools.wraps: inspect.getsource would then show upstream's text as ours. The name
-        # is the slot's, because a bound method is pickled as its instance and that name.
+        # Not functools.wraps: inspect.getsource would then show upstream's source. __name__ must be
+        # upstream's, because a bound method is pickled as its instance and that name.
         new.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
         new.__name__ = step.site.qualname.split(".")[-1]
         return new
@@ -187,7 +187,7 @@ def _replacement(step: Step, original: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _aliases(original: object, new: object, home: ModuleType) -> List[Write]:
-    """Names inside coati that were bound to a module-level function before it was patched."""
+    """Writes for the names in other coati modules (``from x import f``) that hold the original."""
     writes = []
     for module_name, module in sorted(sys.modules.items()):
         if module_name.split(".")[0] != "coati" or module is home or module is None:

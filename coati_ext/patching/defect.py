@@ -1,4 +1,4 @@
-"""A defect of upstream as a number that can be measured, with the patches off and on."""
+"""A defect of upstream, as a number that ``doctor --live`` measures with patches off and on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Tuple
 
 @dataclass(frozen=True)
 class Defect:
-    """A number that upstream gets wrong and a patch puts right."""
+    """A number that upstream gets wrong and a patch corrects."""
 
     name: str
     patch: str
@@ -18,9 +18,9 @@ class Defect:
     generations: Tuple[str, ...]
     """The generations that have it."""
     measure: str
-    """``module:function`` of no arguments that gives the number, a float, through the installed
-    coati. An exception counts as wrong and is reported by its name."""
+    """``module:function``; it takes no arguments, runs the installed coati and returns the number,
+    a float. An exception counts as wrong and is reported by its name."""
     right: float = 0.0
-    """What the number is when all is well."""
+    """The correct value."""
     tolerance: float = 1e-5
-    """How far from that it may be."""
+    """The largest accepted distance from ``right``."""

@@ -1,7 +1,7 @@
-"""A fingerprint of a function's code that formatting, type hints and Python versions leave alone.
+"""A fingerprint of a function's code, independent of formatting, type hints and Python version.
 
-One part for the signature and one for each top-level statement, joined by ``-``, so that two
-fingerprints can be compared statement by statement and a refusal can quote the lines that differ.
+It has one part for the signature and one for each top-level statement, joined by ``-``. So two
+fingerprints can be compared statement by statement, and an error can quote the lines that differ.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import List, Sequence, Tuple, Union
 
 FunctionNode = Union[ast.FunctionDef, ast.AsyncFunctionDef]
 
-# Type hints, positions and syntax details that do not change what the code does.
+# AST fields for type hints and syntax details that do not affect behaviour.
 _IGNORED = frozenset(
     {"annotation", "returns", "type_comment", "type_params", "type_ignores", "kind", "ctx"}
 )
@@ -22,7 +22,7 @@ _IGNORED = frozenset(
 def fingerprint(function: FunctionNode) -> str:
     """The fingerprint of a function: ``signature-statement-statement-...``, 8 hex digits each.
 
-    The same source gives the same fingerprint on Python 3.8 to 3.13, which ``ast.dump`` does not.
+    The same source gives the same fingerprint on Python 3.8 to 3.13, unlike ``ast.dump``.
     """
     signature = [function.name, _canonical(function.args), _canonical(function.decorator_list)]
     return "-".join(_digest(part) for part in [signature, *map(_canonical, statements(function))])
@@ -34,11 +34,12 @@ def statements(function: FunctionNode) -> List[ast.stmt]:
 
 
 def changed_statements(found: str, known: str) -> Tuple[bool, List[int], int]:
-    """How a fingerprint differs from a known one.
+    """Compare a fingerprint with a known one.
 
     Returns:
         Whether the signature differs, the indices (into :func:`statements` of the found function)
-        of its statements that the known one lacks, and how many of the known one's are missing.
+        of the statements that the known function lacks, and the number of its statements that the
+        found function lacks.
     """
     ours, theirs = found.split("-"), known.split("-")
     new: List[int] = []
@@ -52,7 +53,7 @@ def changed_statements(found: str, known: str) -> Tuple[bool, List[int], int]:
 
 
 def likeness(found: str, known: str) -> float:
-    """How much of two fingerprints agrees, from 0 to 1."""
+    """The similarity of two fingerprints, from 0 to 1."""
     return difflib.SequenceMatcher(None, found.split("-"), known.split("-")).ratio()
 
 

@@ -1,4 +1,4 @@
-"""A patch as frozen data: what it changes, where, and which upstream code it was written for."""
+"""Patches as data: which upstream functions a patch changes, and which code it was written for."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Mapping, Tuple
 
 GENERATIONS = ("G1", "G2", "G3", "G4")
+"""Generations of coati's API, by ColossalAI release: G1 0.2.8 to 0.3.2, G2 0.3.3 to 0.3.6, G3 0.3.7
+to 0.4.7, G4 from 0.4.8."""
 MODES = ("replace", "wrap", "extend")
 
 
@@ -14,25 +16,26 @@ class Site:
     """One upstream function that a patch changes."""
 
     target: str
-    """``module:Qualified.name`` of the upstream function; the colon says where importing ends."""
+    """``module:Qualified.name`` of the upstream function."""
     new: str
-    """``module:function`` of ours, a string so that declaring a patch imports no torch."""
+    """``module:function`` of our function; a string, so that declaring a patch imports no torch."""
     generations: Tuple[str, ...]
     """The generations in which the target is changed."""
     mode: str = "replace"
-    """``replace`` calls ``new`` in its stead; ``wrap`` calls ``new(original, *args, **kwargs)``;
-    ``extend`` does so for a method that upstream's class only inherits."""
+    """``replace`` calls ``new`` instead; ``wrap`` calls ``new(original, *args, **kwargs)``;
+    ``extend`` does the same for a method that upstream's class only inherits."""
     fits: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint of each released variant that ``new`` was written for, by its label."""
+    """Fingerprints of the released variants that ``new`` was written for, by label."""
     right: Mapping[str, str] = field(default_factory=dict)
-    """Fingerprint of each released variant that needs no change, by its label."""
+    """Fingerprints of the released variants that need no change, by label."""
     takes: Tuple[str, ...] = ()
-    """For a wrap that relies on the signature alone: the parameters it reads, instead of ``fits``;
-    such a target may lie in another package than coati."""
+    """For a wrap that depends only on the signature: the parameters it reads, instead of ``fits``.
+    Such a target may be in a package other than coati."""
     needs: Tuple[str, ...] = ()
-    """Names that an edited body must still use (``self.value_head``) to fit in structure."""
+    """Names such as ``self.value_head`` that an edited body must still use to be patched under
+    ``policy = "structural"``."""
     optional: bool = False
-    """Whether some releases of these generations lack the target."""
+    """Whether the target may be absent, as it is in some releases of these generations."""
 
     def __post_init__(self) -> None:
         for name in (self.target, self.new):
@@ -61,20 +64,20 @@ class Site:
 
 @dataclass(frozen=True)
 class Patch:
-    """A named change of upstream, made of sites in any of its generations."""
+    """A named set of sites, in one or more generations."""
 
     name: str
     summary: str
     sites: Tuple[Site, ...]
     default: bool = False
-    """Whether ``enable()`` with nothing set switches it on."""
+    """Whether the patch is on by default."""
     after: Tuple[str, ...] = ()
-    """Names of patches whose change of a shared target this one builds upon; they must be on,
-    unless none of its sites was written for particular code (``fits``)."""
+    """Patches that must be applied to a shared target before this one. They must be on if any of
+    its sites has ``fits``."""
     changes: str = ""
-    """What differs in the numbers, in a few sentences for ``coati-ext explain``."""
+    """How the numbers change, in a few sentences for ``coati-ext explain``."""
     reference: str = ""
-    """Upstream's issue or the paper behind it."""
+    """The upstream issue or the paper."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -83,5 +86,5 @@ class Patch:
             raise ValueError(f"patch {self.name} has no sites")
 
     def sites_in(self, generation: str) -> Tuple[Site, ...]:
-        """The sites of one generation, in the order in which they are declared."""
+        """The sites of one generation, in the order of declaration."""
         return tuple(site for site in self.sites if generation in site.generations)

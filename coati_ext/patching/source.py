@@ -1,6 +1,6 @@
-"""Upstream as it lies on disk: where coati is, which generation, and the text of its functions.
+"""Find coati on disk, tell its generation, and read the source of its functions.
 
-Nothing of coati is imported, so all of this works on a login node without torch.
+coati is never imported, so this also works on a login node without torch.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class Function:
 
     @property
     def line(self) -> int:
-        """The first line, decorators included: what ``co_firstlineno`` says of the code object."""
+        """The first line, decorators included, equal to ``co_firstlineno`` of the code object."""
         return min([self.node.lineno, *(item.lineno for item in self.node.decorator_list)])
 
     @property
     def text(self) -> str:
-        """The function as it stands in the file."""
+        """The source text of the function."""
         return "".join(self.lines[self.line - 1 : self.node.end_lineno])
 
     @property
@@ -54,7 +54,7 @@ class Function:
 
     @property
     def is_descriptor(self) -> bool:
-        """Whether a decorator makes it something else than a function on its class."""
+        """Whether it is decorated as a static method, class method or property."""
         names = {_dotted(item) for item in self.node.decorator_list}
         return not names.isdisjoint({"staticmethod", "classmethod", "property"})
 
@@ -64,21 +64,21 @@ class Function:
         return line, self.lines[line - 1].strip()
 
     def uses(self, name: str) -> bool:
-        """Whether the body mentions a dotted name such as ``self.value_head``."""
+        """Whether the function uses a dotted name such as ``self.value_head``."""
         return any(_dotted(node) == name for node in ast.walk(self.node))
 
 
 @dataclass(frozen=True)
 class Coati:
-    """The coati that ``import coati`` would give here."""
+    """The package that ``import coati`` would import."""
 
     root: Path
     generation: str
 
     def function(self, module: str, qualname: str) -> Optional[Function]:
-        """The source of ``module:qualname``, or ``None`` where this release has no such thing.
+        """The source of ``module:qualname``, or ``None`` if it does not exist in this release.
 
-        The module may be one of another package, beside which this coati is installed.
+        The module may also belong to another installed package, such as colossalai.
 
         Raises:
             CoatiNotFoundError: the module's file cannot be read or parsed.
@@ -126,12 +126,12 @@ def find_coati() -> Coati:
 def generation_of(root: Path) -> str:
     """Tell the generation of a coati package from its structure.
 
-    The experience maker's constructor grew with each generation (none; ``tokenizer``; ``gamma``;
-    ``use_grpo``), and the reward model moved out of ``models/base/`` with the third. The version
-    string is ``1.0.0`` in every release and says nothing.
+    The experience maker's constructor gained an argument in each generation (G2 ``tokenizer``, G3
+    ``gamma``, G4 ``use_grpo``), and in G3 the reward model moved out of ``models/base/``. The
+    version string does not help: it is ``1.0.0`` in every release.
 
     Raises:
-        CoatiNotFoundError: the structure is none of the four.
+        CoatiNotFoundError: the structure matches no generation.
     """
     init = None
     maker = root / "experience_maker" / "naive.py"
@@ -152,7 +152,7 @@ def generation_of(root: Path) -> str:
 
 
 def dotted_file(module: str) -> Optional[Path]:
-    """The file of any importable module, ours included, without running it."""
+    """The file of any importable module, without executing it."""
     try:
         spec = find_spec(module)
     except (ImportError, ValueError):
@@ -166,7 +166,7 @@ def function_in(file: Path, qualname: str) -> Optional[Function]:
 
 
 def with_helpers(file: Path, name: str) -> List[Function]:
-    """A function of a file and those of the same file that it calls, directly or not."""
+    """A function and the functions of the same file that it calls, directly or indirectly."""
     found: Dict[str, Function] = {}
     waiting = [name]
     while waiting:

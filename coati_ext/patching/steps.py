@@ -1,7 +1,8 @@
-"""Decide, from upstream's source alone, what each patch may do here. Nothing is touched.
+"""Decide from upstream's source what each patch will do. Nothing is changed.
 
-Every site of every patch that is on becomes a step: known code fits, code that
-is right already is left alone, and unknown code is refused with the lines that differ.
+A site is one upstream function that a patch changes. Each site of each enabled patch becomes a
+step: known code will be patched, code that is already correct is skipped, and unknown code is
+refused with the lines that differ.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ POLICIES = ("strict", "structural")
 
 @dataclass(frozen=True)
 class Step:
-    """What will become of one site."""
+    """What the plan will do with one site."""
 
     patch: str
     site: Site
@@ -31,15 +32,15 @@ class Step:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the code found, or nothing where there is none."""
+        """The fingerprint of the upstream function found, or an empty string if there is none."""
         return self.function.fingerprint if self.function else ""
 
 
 def plan_steps(patches: Sequence[Patch], coati: Coati, policy: str) -> Tuple[Step, ...]:
-    """The steps of some patches on this coati, in the order in which they must be applied.
+    """The steps of some patches for this coati, in the order of application.
 
     Raises:
-        RefusedError: two patches claim one target without saying which comes after the other.
+        RefusedError: two patches change the same function and declare no valid order.
     """
     steps = []
     for patch in patches:
@@ -50,10 +51,10 @@ def plan_steps(patches: Sequence[Patch], coati: Coati, policy: str) -> Tuple[Ste
 
 
 def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
-    """Sort patches so that each comes after those it names in ``after``, else by name.
+    """Sort patches so that each comes after those named in its ``after``, else by name.
 
     Raises:
-        UnknownNameError: ``after`` names no patch, or goes round in a circle.
+        UnknownNameError: ``after`` names an unknown patch, or forms a cycle.
     """
     done: Dict[str, Patch] = {}
 
@@ -75,7 +76,7 @@ def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
 
 
 def refusal(steps: Sequence[Step]) -> Optional[RefusedError]:
-    """The error that tells of every refused step, or ``None``."""
+    """One error for all refused steps, or ``None`` if there are none."""
     refused = [step for step in steps if step.state == REFUSED]
     if not refused:
         return None
@@ -131,7 +132,7 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
 def _extending_step(
     patch: Patch, site: Site, coati: Coati, function: Optional[Function]
 ) -> List[Step]:
-    """A step for a method that upstream's class has only by inheritance."""
+    """A step for a method that upstream's class only inherits."""
     owner, _, name = site.qualname.rpartition(".")
     if not coati.has_class(site.module, owner):
         if site.optional:
@@ -148,7 +149,7 @@ def _extending_step(
 
 
 def _wrapping_step(patch: Patch, site: Site, function: Function) -> Step:
-    """A step that lets any body pass which takes what the wrapper reads."""
+    """A step that accepts any function with the parameters that the wrapper reads."""
     missing = [name for name in site.takes if name not in function.parameters]
     if missing:
         reason = (
@@ -160,7 +161,7 @@ def _wrapping_step(patch: Patch, site: Site, function: Function) -> Step:
 
 
 def _difference(site: Site, function: Function) -> Tuple[str, str]:
-    """What differs from the nearest release, and which structural probe fails (if any)."""
+    """The difference from the nearest release, and the structural check that fails, if any."""
     found = function.fingerprint
     known = {**site.fits, **site.right}
     label = max(known, key=lambda name: likeness(found, known[name]))

@@ -1,8 +1,8 @@
-"""From prompts to experience: one pipeline for every generation of coati.
+"""From prompts to PPO or GRPO experience: one pipeline for every generation of coati.
 
-``pipeline`` is the order of the steps, ``frame`` the layout of a batch, ``models`` what a wrapped
-model takes, and ``ranks`` what the processes of a job agree on. Names are loaded when they are
-first used, so that a patch can be declared without torch.
+``pipeline`` runs the steps, ``frame`` holds the left-padded batch, ``models`` inspects wrapped
+models, and ``ranks`` holds collectives. Names load on first use, so that a patch can be declared
+without importing torch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One batch of prompts and answers, in the layout that every model of PPO sees.
+"""The frame: one left-padded batch of prompts and answers, shared by all models of PPO.
 
 Letters: B rows, A action columns, S sequence columns.
 """
@@ -15,7 +15,7 @@ from coati_ext import tensors
 
 @dataclass(frozen=True)
 class Frame:
-    """A batch as every model sees it: prompts left-padded, answers from one column on."""
+    """A batch whose prompts are left-padded, so that all answers start in the same column."""
 
     sequences: Tensor
     """(B, S) int64."""
@@ -24,14 +24,14 @@ class Frame:
     action_mask: Tensor
     """(B, A) bool, true for real actions; action column j is sequence column S - A + j."""
     position_ids: Tensor
-    """(B, S) int64, of each real token among those of its row."""
+    """(B, S) int64, counting only the real tokens of each row."""
 
     @classmethod
     def of(cls, sequences: Tensor, attention_mask: Optional[Tensor], action_mask: Tensor) -> Frame:
-        """A frame of rows in which no real token follows a gap.
+        """Build a frame from rows without pads between real tokens; compute the position ids.
 
         Raises:
-            ValueError: the masks and the sequences are not of one shape.
+            ValueError: the shapes of the masks do not match the sequences.
         """
         mask = tensors.token_mask(sequences, attention_mask)
         rows, width = action_mask.shape
@@ -48,7 +48,7 @@ class Frame:
         return self.action_mask.size(1)
 
     def rows(self, rows: slice) -> Frame:
-        """Some of the rows."""
+        """The frame of a slice of the rows."""
         return Frame(
             self.sequences[rows],
             self.attention_mask[rows],

@@ -1,4 +1,4 @@
-"""What a torch module takes and computes in, seen through the wrappers that training puts on it."""
+"""Inspect torch modules inside training wrappers: forward arguments, head dtype, dropout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _Names = Tuple[FrozenSet[str], bool]
-# What each class's forward takes. A dict, since torch.compile warns of functools.lru_cache.
+# Argument names by forward. A dict, because torch.compile warns about functools.lru_cache.
 _seen: Dict[Callable[..., Any], _Names] = {}
 # DDP and colossalai's wrappers, torch.compile, peft's outer and inner model.
 _INNER = ("module", "_orig_mod", "base_model", "model")
@@ -21,8 +21,8 @@ _INNER = ("module", "_orig_mod", "base_model", "model")
 def accepts(module: nn.Module, argument: str) -> bool:
     """Whether a module's forward takes an argument by name.
 
-    A wrapper whose forward takes ``**kwargs`` is asked what it wraps; one that wraps nothing is
-    taken at its named word, since BLOOM's ``**kwargs`` warns about positions and ignores them.
+    If a wrapper's forward takes ``**kwargs``, the wrapped module decides. In an unwrapped module
+    only named arguments count: BLOOM's ``**kwargs`` ignores position ids with a warning.
     """
     names, open_ended = _parameters(module)
     if argument in names or not open_ended:
@@ -34,7 +34,7 @@ def accepts(module: nn.Module, argument: str) -> bool:
 def frame_inputs(
     model: nn.Module, mask: Tensor, position_ids: Optional[Tensor] = None
 ) -> Dict[str, Tensor]:
-    """What a model is called with beside its ids: the mask, and positions where it takes them.
+    """The keyword arguments of a forward besides the ids: mask and, if accepted, position ids.
 
     Args:
         model: a backbone, an actor, or a wrapper of either.
@@ -50,17 +50,17 @@ def frame_inputs(
 
 
 def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:
-    """The dtype that a value head computes in, or the default where it has no parameters."""
+    """The dtype of a value head's first floating-point parameter, or the default if it has none."""
     floating = (item.dtype for item in head.parameters() if item.is_floating_point())
     return next(floating, default)
 
 
 def layers_of(module: Any) -> Iterator[Any]:
-    """A module and, one inside the other, the modules that it wraps."""
+    """Yield a module and the modules that it wraps, from the outside in."""
     while module is not None:
         yield module
-        # Not getattr: the base_model of a transformers model is itself. Nor named_children, which
-        # under Gemini are those of the wrapped model.
+        # Not getattr: a transformers model may be its own base_model. Not named_children: under
+        # Gemini these are the children of the wrapped model.
         children = getattr(module, "_modules", {})
         module = next((children[name] for name in _INNER if name in children), None)
 
@@ -68,9 +68,9 @@ def layers_of(module: Any) -> Iterator[Any]:
 def without_dropout(model: nn.Module) -> None:
     """Set every dropout probability of a model to zero, functional dropout included.
 
-    PPO compares the probabilities of two forwards, so both must be of one network. OPT, BLOOM and
-    the attention of most families keep a float named after dropout and never make an
-    ``nn.Dropout``; Hugging Face's configuration, and so a saved model, keeps its values.
+    PPO compares the probabilities of two forwards, so both must use the same network. OPT, BLOOM
+    and the attention of most families use functional dropout with a float attribute, not
+    ``nn.Dropout``. The Hugging Face configuration, and so a saved model, keeps its dropout values.
     """
     for module in model.modules():
         for name, value in vars(module).items():
@@ -83,7 +83,7 @@ def _is_dropout(module: nn.Module, name: str) -> bool:
 
 
 def _parameters(module: nn.Module) -> _Names:
-    # accelerate and shardformer give single instances a forward of their own.
+    # accelerate and shardformer set forward on the instance.
     if "forward" in vars(module):
         return _names(module.forward)
     forward = type(module).forward

@@ -1,8 +1,8 @@
 """From prompts to experience: one pipeline for every generation of coati.
 
-Each step is a choice hook, called in the order of this file; an adapter of each generation turns
-what comes out into that generation's ``Experience``. The models are asked for log-probabilities at
-actions, values before actions and the score of a row, never for logits.
+Each step is a choice hook (a hook with exactly one active implementation), called in the order of
+this file. An adapter per generation converts the result to that generation's ``Experience``. The
+hooks return log-probabilities of actions, values before actions and scores of rows, never logits.
 
 Letters: B rows, P prompt columns, A action columns, S = P + A sequence columns.
 """
@@ -27,25 +27,25 @@ from coati_ext.rollout.models import without_dropout
 
 @dataclass(frozen=True)
 class Request:
-    """What a call of ``make_experience`` asks for, in words that fit every generation."""
+    """The arguments of ``make_experience``, independent of the generation."""
 
     input_ids: Tensor
     """(B, S) int64."""
     attention_mask: Tensor
     """(B, S) non-zero for real tokens."""
     stops: Tuple[Tuple[int, ...], ...]
-    """What ends an answer: the end token, and stop sequences."""
+    """Token sequences that end an answer: the EOS token and other stop sequences."""
     pad_token_id: Optional[int]
     generate_kwargs: Mapping[str, Any]
     sample_rows: Optional[int] = None
-    """Rows to sample and score at once; all of them by default."""
+    """Batch size for sampling and scoring; all rows by default."""
     forward_rows: Optional[int] = None
-    """Rows whose log-probabilities are computed at once; all of them by default."""
+    """Batch size for log-probabilities; all rows by default."""
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled answers and what the four models make of them."""
+    """Sampled answers with log-probabilities and scores, before values and advantages."""
 
     frame: Frame
     ended: Tensor
@@ -53,35 +53,35 @@ class Rollout:
     log_probs: Tensor
     """(B, A) of the actor, zero where there is no action."""
     log_ratio: Tensor
-    """(B, A) log actor less log reference, zero where there is no action."""
+    """(B, A) log actor minus log reference, zero where there is no action."""
     score: Tensor
-    """(B,) of the reward model, as it gave it."""
+    """(B,) of the reward model, without clipping or penalties."""
     new_tokens: int
-    """Answer tokens that there was room for; A is smaller where every answer ended earlier."""
+    """Maximum answer length in tokens; A is smaller if every answer ended earlier."""
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """What an actor-critic step learns from."""
+    """Values, rewards and advantages of a rollout, the inputs of an actor-critic step."""
 
     values: Tensor
-    """(B, A) before each action, zero where there is none."""
+    """(B, A) of the state before each action, zero where there is no action."""
     rewards: Tensor
-    """(B, A) of each action, zero where there is none."""
+    """(B, A) of each action, zero where there is no action."""
     advantages: Tensor
-    """(B, A) of each action, zero where there is none."""
+    """(B, A) of each action, zero where there is no action."""
 
 
 def roll_out(
     maker: Any, request: Request, extras: Optional[Callable[[Frame], Dict[str, Any]]] = None
 ) -> Rollout:
-    """Sample answers and score them.
+    """Sample answers, and compute their log-probabilities and scores.
 
     Args:
         maker: the experience maker, with ``actor``, ``initial_model`` and ``reward_model``.
         request: what to sample.
-        extras: gives the further arguments of the reward model for some rows of the frame, as
-            lists of one item a row.
+        extras: returns further arguments of the reward model from the frame, as lists with one item
+            per row.
 
     Raises:
         ValueError: ``max_length`` is missing, or a prompt has no real token.
@@ -89,7 +89,8 @@ def roll_out(
     for model in (maker.actor, maker.critic, maker.initial_model, maker.reward_model):
         if model is not None:
             model.eval()
-    for model in (maker.actor, maker.critic):  # what the training steps will recompute
+    # A training step calls these two again, in train mode.
+    for model in (maker.actor, maker.critic):
         if model is not None:
             without_dropout(model)
     frame, ended, new_tokens = sample(maker, request)
@@ -115,10 +116,10 @@ def judge(
 
     Args:
         maker: the experience maker, with ``critic`` and ``kl_coef``.
-        rollout: what it rolled out.
+        rollout: from :func:`roll_out`.
         gamma: discount per action.
-        lam: lambda of generalised advantage estimation.
-        rows: rows that the critic evaluates at once; all of them by default.
+        lam: GAE's lambda.
+        rows: batch size of the critic; all rows by default.
 
     Raises:
         ValueError: there is no critic.
@@ -143,7 +144,7 @@ def sample(maker: Any, request: Request) -> Tuple[Frame, Tensor, int]:
     """Sample answers to the prompts and put them into one frame.
 
     Returns:
-        The frame, whether each answer ended (B,) bool, and how many tokens one could have.
+        The frame, whether each answer ended (B,) bool, and the maximum answer length in tokens.
     """
     given = tensors.token_mask(request.input_ids, request.attention_mask)
     prompts, mask = choice("align_prompts")(request.input_ids, given)
@@ -157,7 +158,7 @@ def sample(maker: Any, request: Request) -> Tuple[Frame, Tensor, int]:
                     maker, prompts[rows], mask[rows], new_tokens, request.generate_kwargs
                 )
             actions, ended = choice("mark_actions")(sequences, width, request.stops)
-        else:  # a column that is no action keeps every shape as the trainer expects it
+        else:  # the trainer needs at least one column, here fully masked
             sequences = pad(prompts[rows], (0, 1))
             actions = torch.zeros_like(sequences[:, width:], dtype=torch.bool)
             ended = actions.any(dim=1)
@@ -166,7 +167,8 @@ def sample(maker: Any, request: Request) -> Tuple[Frame, Tensor, int]:
     sequences = torch.cat([pad(item, (0, total - item.size(1))) for item, _, _ in pieces])
     actions = torch.cat([pad(item, (0, total - width - item.size(1))) for _, item, _ in pieces])
     attention = torch.cat([mask, actions], dim=1)
-    # Also a copy: upstream samples in inference mode, whose tensors cannot be trained on.
+    # masked_fill also copies: upstream samples in inference mode, and autograd cannot save such
+    # tensors.
     sequences = sequences.masked_fill(~attention, request.pad_token_id or 0)
     ended = torch.cat([item for _, _, item in pieces])
     return Frame.of(sequences, attention, actions), ended, new_tokens
@@ -179,7 +181,7 @@ def _log_probs(model: Any, frame: Frame, rows: slice) -> Tensor:
 
 
 def _room(request: Request, width: int) -> int:
-    """How many tokens to sample: what upstream would, if it fits into ``max_length``."""
+    """How many tokens to sample: upstream's number, limited by ``max_length``."""
     try:
         longest = request.generate_kwargs["max_length"]
     except KeyError:
@@ -190,7 +192,7 @@ def _room(request: Request, width: int) -> int:
     asked = request.generate_kwargs.get("max_new_tokens") or longest - given
     fits = longest - width
     new_tokens = min(asked, fits) if asked > 0 else fits
-    # What fits depends on each rank's prompts, and samplers wait for each other at each step.
+    # The limit depends on each rank's prompts, but distributed samplers run in lockstep.
     new_tokens = ranks.smallest(new_tokens, request.input_ids.device)
     if new_tokens <= 0:
         warnings.warn(
@@ -207,6 +209,6 @@ def _slices(rows: int, at_once: Optional[int]) -> Sequence[slice]:
 
 
 def _by_rows(compute: Callable[[slice], Tensor], frame: Frame, at_once: Optional[int]) -> Tensor:
-    """A tensor of all rows, computed some rows at a time."""
+    """Compute a tensor for all rows in batches of ``at_once`` rows."""
     parts = [compute(rows) for rows in _slices(frame.sequences.size(0), at_once)]
     return parts[0] if len(parts) == 1 else torch.cat(parts)

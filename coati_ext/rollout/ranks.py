@@ -1,4 +1,4 @@
-"""What the processes of a job have to agree upon. Alone, each function gives its input back."""
+"""Collectives over the ranks of a job. In a single process they return their input."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from coati_ext.rollout.models import layers_of
 
 
 def several() -> bool:
-    """Whether this process is one of several."""
+    """Whether ``torch.distributed`` is initialised with more than one rank."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def is_first() -> bool:
-    """Whether this process is the first of several, or alone."""
+    """Whether this process is rank 0, or the only process."""
     return not several() or dist.get_rank() == 0
 
 
@@ -31,7 +31,7 @@ def total(values: Tensor) -> Tensor:
 
 
 def smallest(number: int, device: torch.device) -> int:
-    """The smallest of the ranks' numbers."""
+    """The minimum of a number over all ranks."""
     if not several():
         return number
     shared = torch.tensor([number], device=device)
@@ -41,16 +41,17 @@ def smallest(number: int, device: torch.device) -> int:
 
 @contextmanager
 def sampling_stream(model: Any, device: torch.device) -> Iterator[None]:
-    """Random numbers for sampling: equal within a tensor-parallel group, else a rank's own.
+    """Seed the sampling in this block: equal within a tensor-parallel group, else per rank.
 
-    Alone, a process samples from the generator that its user seeded. Launchers seed every rank
-    alike, so several would sample with the same noise: there, each rollout takes one number from
-    that generator, the leader of each tensor-parallel group adds its rank, and its group samples
-    from the outcome. The generators are afterwards as if only that number had been drawn.
+    A single process samples from the global generator. Launchers seed all ranks alike, so several
+    ranks would sample the same noise. Therefore each rollout draws one number from the CPU
+    generator, the first rank of each tensor-parallel group adds its rank and broadcasts the sum,
+    and the group samples with that seed. On exit the generators are restored; only that one draw
+    remains.
 
     Args:
-        model: the actor, as the plugin wrapped it.
-        device: where the sampling is done.
+        model: the actor, as wrapped by ColossalAI's plugin.
+        device: the device that samples.
     """
     if not several():
         yield

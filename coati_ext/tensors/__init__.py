@@ -1,4 +1,7 @@
-"""Pure functions of tensors. Loaded on first use, so that a patch can be declared without torch."""
+"""Pure tensor functions for PPO and GRPO.
+
+They load on first use, so that a patch can be declared without importing torch.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much better each action was than expected. Letters: B rows, A action columns."""
+"""Advantage estimators. Letters: B rows, A action columns."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch import Tensor
 def gae(values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam: float) -> Tensor:
     """Generalised advantage estimation over the real actions: (B, A), zero elsewhere.
 
-    Schulman et al. (arXiv 1506.02438), equation 16, of an answer that ends with its last action.
-    The discounted sum of the residuals is a scan of log2(A) doublings, not a loop over columns.
+    Schulman et al. (arXiv 1506.02438), equation 16. The episode ends with the last action, so the
+    value after it is 0. The discounted sum of TD residuals is a parallel scan in log2(A) steps.
 
     Args:
         values: (B, A) the value before each action, floating point.
         rewards: (B, A) floating point.
-        action_mask: (B, A) bool, real actions first; whatever is elsewhere changes nothing.
+        action_mask: (B, A) bool, real actions first. Other columns of the inputs are ignored.
         gamma: discount per action.
-        lam: lambda, the weight of longer estimates.
+        lam: GAE's lambda.
     """
     values = values.masked_fill(~action_mask, 0)
     following = torch.nn.functional.pad(values[:, 1:], (0, 1))
@@ -30,10 +30,10 @@ def gae(values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam:
 
 
 def sequence_advantage(values: Tensor, rewards: Tensor, action_mask: Tensor) -> Tensor:
-    """The whole answer's reward less the value before its first action: (B, A), zero elsewhere.
+    """The answer's summed reward minus the value before its first action: (B, A), zero elsewhere.
 
-    The bandit view of G1 and G2, in which an answer is one action, with a baseline that does not
-    know the answer.
+    G1 and G2 treat an answer as one bandit action. The baseline is the value of the prompt, so it
+    does not depend on the answer.
 
     Args:
         values: (B, A) the value before each action, floating point.
@@ -45,17 +45,17 @@ def sequence_advantage(values: Tensor, rewards: Tensor, action_mask: Tensor) -> 
 
 
 def group_advantage(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) -> Tensor:
-    """Each answer's score against the other answers to its prompt: (B,).
+    """GRPO's advantage of each answer within the group of answers to its prompt: (B,).
 
-    GRPO (arXiv 2402.03300), section 4.1.2: scores are standardised within the group. The penalty
-    is compared with the group's too but keeps its own scale, since dividing it by the spread of
-    equal scores would blow its noise up to the size of a signal.
+    Scores are standardised within the group (arXiv 2402.03300, section 4.1.2). The KL penalty is
+    only centred. If all scores of a group are equal, their standard deviation is near 0, and
+    dividing the penalty by it would amplify noise.
 
     Args:
-        score: (B,) floating point, the answers to one prompt side by side.
+        score: (B,) floating point; answers to the same prompt are adjacent.
         kl: (B,) mean KL estimate of each answer.
         group_size: answers to each prompt.
-        kl_coef: weight of the penalty.
+        kl_coef: weight of the KL penalty.
     """
     scores, penalties = score.view(-1, group_size), kl_coef * kl.view(-1, group_size)
     standard = (scores - scores.mean(dim=1, keepdim=True)) / (
@@ -65,18 +65,18 @@ def group_advantage(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) 
 
 
 def moments(values: Tensor, mask: Tensor) -> Tensor:
-    """Count, sum and sum of squares of the real values, (3,): they add up over ranks."""
+    """Count, sum and sum of squares of the unmasked values, (3,), to be summed over ranks."""
     real = values.masked_fill(~mask, 0).double()
     return torch.stack([mask.sum().double(), real.sum(), (real * real).sum()])
 
 
 def whitened(values: Tensor, mask: Tensor, totals: Tensor) -> Tensor:
-    """Real values shifted to mean 0 and scaled to standard deviation 1, zero elsewhere.
+    """Unmasked values shifted to mean 0 and scaled to standard deviation 1, zero elsewhere.
 
     Args:
         values: any shape, floating point.
         mask: of the same shape, bool.
-        totals: (3,) from :func:`moments`, summed over whatever is to be whitened together.
+        totals: (3,) from :func:`moments`, summed over all values that share a mean and deviation.
     """
     count, total, squares = totals.unbind()
     mean = total / count.clamp(min=1)

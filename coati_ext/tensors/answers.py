@@ -1,7 +1,7 @@
-"""Where sampled answers end, and what their tokens cost.
+"""Action masks, log-probabilities and KL estimates of sampled answers.
 
-Letters: B rows, S sequence columns, A action columns, V vocabulary. The prompts of a frame are
-left-padded, so action column j is sequence column S - A + j.
+Letters: B rows, S sequence columns, A action columns, V vocabulary. Prompts are left-padded, so
+action column j is sequence column S - A + j.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from torch import Tensor
 def answer_mask(
     sequences: Tensor, prompt_width: int, stops: Sequence[Sequence[int]]
 ) -> Tuple[Tensor, Tensor]:
-    """Which sampled tokens are actions: those up to the first end of a stop sequence, included.
+    """Which sampled tokens are actions: all up to and including the first stop sequence.
 
-    A stop sequence may begin in the prompt, as it may for the sampler, which compares the tail of
-    the whole row. What ``pad_token_id`` is plays no part, so it may be a stop or a sampled token.
+    A stop sequence may begin in the prompt, because the sampler compares the tail of the whole
+    row. ``pad_token_id`` is not used, so the pad may also be a stop token or a sampled token.
 
     Args:
         sequences: (B, S) integer, the prompts in the first ``prompt_width`` columns.
         prompt_width: S - A.
-        stops: token ids that end an answer, each a sequence of one or more.
+        stops: stop sequences of one or more token ids.
 
     Returns:
-        The action mask (B, A) bool, and whether each answer ended (B,) bool, rather than being cut
-        off.
+        The action mask (B, A) bool, and (B,) bool: true if the answer reached a stop sequence,
+        false if it was cut off.
     """
     ends = torch.zeros_like(sequences, dtype=torch.bool)
     for stop in stops:
@@ -42,25 +42,25 @@ def answer_mask(
 
 
 def selected_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
-    """The log-probability of one token at each place: (B, A) from logits (B, A, V) and ids (B, A).
+    """The log-probability of each token: (B, A) from logits (B, A, V) and ids (B, A).
 
-    The logit less the logsumexp, which never makes a second (B, A, V) tensor of wide logits; half
-    precision is widened to float32 first, since logsumexp loses most of its digits there.
+    Computed as the logit minus the logsumexp, so that float32 logits need no second (B, A, V)
+    tensor. Half-precision logits are cast to float32 first, because logsumexp is too inexact there.
     """
     wide = logits if logits.element_size() >= 4 else logits.float()
     return wide.gather(-1, ids.unsqueeze(-1)).squeeze(-1) - wide.logsumexp(dim=-1)
 
 
 def kl_estimate(log_ratio: Tensor, estimator: str) -> Tensor:
-    """An estimate of KL(policy || reference) from each action sampled by the policy: (B, A).
+    """An estimate of KL(policy || reference) for each action sampled by the policy: (B, A).
 
-    ``k1`` is the log-ratio itself, unbiased and of either sign; ``k3`` is ``exp(-x) - 1 + x``,
-    unbiased, never negative and of lower variance (joschu.net/blog/kl-approx.html). One token can
-    carry k3 to e^29, so its exponent is held to 20 and its value to 10 nats, as verl does
-    (``verl/trainer/ppo/core_algos.py``, ``low_var_kl``).
+    See Schulman, "Approximating KL Divergence" (joschu.net/blog/kl-approx.html). ``k1`` is the
+    log-ratio: unbiased, either sign. ``k3`` is ``exp(-x) - 1 + x``: unbiased, never negative, of
+    lower variance. One token can raise k3 to e^29, so the log-ratio is clamped to +-20 and k3 to 10
+    nats per token, as in verl (``verl/trainer/ppo/core_algos.py``, ``low_var_kl``).
 
     Args:
-        log_ratio: (B, A) log policy less log reference, floating point.
+        log_ratio: (B, A) log policy minus log reference, floating point.
         estimator: ``k1`` or ``k3``.
     """
     if estimator == "k1":

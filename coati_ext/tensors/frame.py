@@ -1,6 +1,8 @@
-"""The one frame: which tokens are real, left-padded rows without gaps, and their positions.
+"""Masks, left padding and position ids.
 
-Letters: B rows, S sequence columns. Nothing here reads a tensor back to the host on CUDA.
+A frame is a left-padded batch layout: within a row no pad stands between real tokens. A real token
+is one that is not padding. Letters: B rows, S sequence columns. Only :func:`trimmed` copies from
+the GPU to the host.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ def token_mask(input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     Args:
         input_ids: (B, S) integer.
         attention_mask: (B, S) bool, integer or float, non-zero where a token is real; ``None``
-            says that every token is.
+            means that every token is real.
 
     Raises:
-        ValueError: the shapes differ, or a row has no real token (seen on CPU tensors; on CUDA,
-            where looking would stall the stream, ``torch._assert_async`` reports it).
+        ValueError: the shapes differ, or a row has no real token. The second check raises only for
+            CPU tensors; on CUDA ``torch._assert_async`` reports it without a synchronisation.
     """
     if input_ids.dim() != 2:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}, expected (B, S)")
@@ -44,7 +46,7 @@ def _require_real_rows(mask: Tensor) -> None:
     if mask.device.type == "cuda":
         torch._assert_async(mask.any(dim=1).all())
     elif mask.device.type == "cpu":
-        # The NumPy view looks at the memory in place, without a read-back in the autograd stream.
+        # The NumPy view shares the tensor's memory, so this check needs no .item().
         filled = mask.numpy().any(axis=1)
         if not filled.all():
             rows = (~filled).nonzero()[0].tolist()
@@ -60,17 +62,17 @@ def _is_compiling() -> bool:
 
 
 def left_frame(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
-    """Move the real tokens of each row, in order, to its right end.
+    """Left-pad each row: move its real tokens to the right end and keep their order.
 
-    ``q pad a eos pad`` becomes ``pad pad q a eos``: a pad inside a row would otherwise shift the
-    rotary positions of what follows it. Left-padded rows come back as they are.
+    ``q pad a eos pad`` becomes ``pad pad q a eos``. A pad inside a row would shift the rotary
+    positions of the tokens after it. Left-padded rows are returned unchanged.
 
     Args:
         input_ids: (B, S) integer.
         mask: (B, S) bool, true for real tokens.
 
     Returns:
-        The ids and the mask, (B, S) each, in the left-padded frame.
+        The ids and the mask, (B, S) each.
     """
     real = mask.long().cumsum(dim=1)
     pads = torch.arange(1, mask.size(1) + 1, device=mask.device) - real
@@ -81,7 +83,7 @@ def left_frame(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
 def trimmed(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
     """Left-padded rows without the columns that are padding in every row.
 
-    A shape is decided by the data here, which on CUDA reads one number back to the host.
+    The output width depends on the data, so on CUDA one number is copied to the host.
 
     Args:
         input_ids: (B, S) integer.
@@ -93,11 +95,11 @@ def trimmed(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
 
 
 def without_outer_pads(input_ids: Tensor, pad_token_id: Optional[int]) -> Tensor:
-    """Which tokens are real where nobody says so: all but the runs of pads at a row's two ends.
+    """A bool mask (B, S) for ids without one: false for the pads at the two ends of each row.
 
     Args:
         input_ids: (B, S) integer.
-        pad_token_id: ``None`` where there is none.
+        pad_token_id: ``None`` if the tokenizer has none; then every token is real.
     """
     if pad_token_id is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
@@ -106,9 +108,9 @@ def without_outer_pads(input_ids: Tensor, pad_token_id: Optional[int]) -> Tensor
 
 
 def position_ids(mask: Tensor) -> Tensor:
-    """The position of each real token among the real tokens of its row: (B, S) int64.
+    """Position ids that count only the real tokens of a row: (B, S) int64.
 
-    ``clip(cumsum(mask) - 1, 0)``, which is what Hugging Face's generation computes for
-    left-padded prompts, so that a padded row sees the positions of the row alone.
+    ``clip(cumsum(mask) - 1, 0)``, as Hugging Face's ``generate`` computes for left-padded prompts.
+    A padded row gets the same positions as the unpadded row.
     """
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)

@@ -1,4 +1,4 @@
-"""Where the score of an answer lands among its actions. Letters: B rows, A action columns."""
+"""Per-token rewards from the score of an answer. Letters: B rows, A action columns."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def terminal_reward(score: Tensor, penalty: Tensor, action_mask: Tensor) -> Tensor:
-    """The score once, on the last action, less each action's own penalty: (B, A).
+    """The score on the last action, minus a penalty on every action: (B, A).
 
-    A row without an action has no reward. Ziegler et al. (arXiv 1909.08593), equation 2, with the
+    A row without an action gets zeros. Ziegler et al. (arXiv 1909.08593), equation 2, with the
     penalty per token as in InstructGPT (arXiv 2203.02155).
 
     Args:
@@ -23,7 +23,9 @@ def terminal_reward(score: Tensor, penalty: Tensor, action_mask: Tensor) -> Tens
 
 
 def every_token_reward(score: Tensor, penalty: Tensor, action_mask: Tensor) -> Tensor:
-    """The whole score on each action, as upstream's G3 and G4 do: the return grows with the length.
+    """The full score on every action, as in upstream's G3 and G4: (B, A).
+
+    The undiscounted return then grows with the length of the answer.
 
     Args:
         score: (B,) floating point.

@@ -1,9 +1,8 @@
 """A test kit for coati, its patches and plugins.
 
-Stand-ins for the four generations of coati, tiny models and tokenizers, preference data with a
-planted preference, padding layouts, assertions about rewards, and what is needed to drive coati's
-own trainers, and ColossalAI's plugins, without a GPU.  Shapes: B batch rows, S sequence columns,
-H hidden.
+It has stand-ins for the four generations of coati, tiny models and tokenizers, synthetic preference
+data, padding layouts, assertions about rewards, and helpers that run coati's trainers and
+ColossalAI's plugins without a GPU.  Shapes: B batch rows, S sequence columns, H hidden.
 
     import sys
     from coati_ext.testing import standin

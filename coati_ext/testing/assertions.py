@@ -1,7 +1,7 @@
-"""What must hold for the rewards of any model, whatever the truth is.
+"""Invariance checks for reward models, without known reference values.
 
 Every assertion takes a callable `model(ids (B, S), attention_mask (B, S)) -> rewards (B,)`, both
-arguments int64.  A module is put in eval mode and back, and is called without gradients.
+arguments int64.  A module runs in eval mode, without gradients; its mode is then restored.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from coati_ext.testing.padding import Row, layouts, pad_rows, random_rows
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-_SHOWN = 8  # complaints in a message
+_SHOWN = 8  # differences listed in a message
 
 
 def assert_padding_invariant(
@@ -30,13 +30,13 @@ def assert_padding_invariant(
     width: Optional[int] = None,
     only: Optional[Sequence[str]] = None,
 ) -> None:
-    """Check that the reward of a row does not depend on where its pads stand.
+    """Check that the reward of a row does not depend on the position of its padding.
 
     Args:
         model: scores ids (B, S) with a mask (B, S).
-        rows: token ids without pads; by default random ones of 1 to 14 tokens.
-        pad_token_id: what to fill up with.
-        atol: the largest difference from the row alone and unpadded.
+        rows: token ids without pads; by default random rows of 1 to 14 tokens.
+        pad_token_id: the id to pad with.
+        atol: the largest accepted difference from the unpadded row in a batch of its own.
         width: S of the padded batches, see :func:`coati_ext.testing.layouts`.
         only: names of the layouts to check; by default all of them.
 
@@ -67,10 +67,10 @@ def assert_batch_invariant(
     atol: float = 1e-5,
     side: str = "left",
 ) -> None:
-    """Check that the reward of a row does not depend on its batch mates or on their order.
+    """Check that the reward of a row does not depend on the other rows of the batch.
 
-    Scores all rows together, in reverse, in halves, and each beside the longest; each batch is
-    padded on `side` to its own longest row.  The arguments are those of
+    Scores all rows together, in reverse order, the first half, and each row with the longest one.
+    Each batch is padded on `side` to its longest row.  The other arguments are those of
     :func:`assert_padding_invariant`.
 
     Raises:
@@ -107,13 +107,13 @@ def assert_matches_sequence_classification(
     """Check the rewards against transformers' own sequence classification head.
 
     `model` also needs `.model` (a transformers backbone) and `.value_head` (H to 1).  The
-    reference is `AutoModelForSequenceClassification` with one label and the same weights, which
-    reads each row alone, unpadded, at its last token; `model` reads it alone and in every layout,
-    or in those of `only` (`only=()` leaves padding out of it).
+    reference is `AutoModelForSequenceClassification` with one label and the same weights, applied
+    to each unpadded row at its last token.  `model` is applied to the unpadded rows and to every
+    layout, or to those in `only` (`only=()` tests without padding).
 
     Raises:
         AssertionError: rewards differ; names layout, row, both values and the row's mask.
-        TypeError: the model has no backbone that transformers can classify with.
+        TypeError: transformers has no sequence classifier for the backbone.
     """
     rows = random_rows() if rows is None else rows
     reference = _sequence_classifier(model)
@@ -140,7 +140,7 @@ def _layouts(rows: Sequence[Row], pad_token_id: int, width: Optional[int]) -> An
 
 @contextmanager
 def _scoring(model: Scorer) -> Iterator[Scorer]:
-    """Yield a scorer that checks shapes and answers on the CPU; the model is in eval mode."""
+    """Yield a scorer that checks shapes and returns CPU tensors; the model is in eval mode."""
     device = _device(model)
     was_training = isinstance(model, nn.Module) and model.training
 
@@ -210,7 +210,7 @@ def _sequence_classifier(model: Any) -> Callable[[torch.Tensor], float]:
     backbone, head = model.model, model.value_head
     config = copy.deepcopy(backbone.config)
     config.num_labels = 1
-    # Without a pad token the classifier reads the last column, not the last column != pad.
+    # Without a pad token the classifier scores the last column, not the last one unequal to pad.
     config.pad_token_id = None
     try:
         classifier = AutoModelForSequenceClassification.from_config(config)

@@ -1,4 +1,4 @@
-"""What coati's trainers need to run in one process without CUDA and without ColossalAI's plugins.
+"""Run coati's trainers in one process, without CUDA and without ColossalAI's plugins.
 
 with cpu_only():
     trainer = RewardModelTrainer(model, LocalStrategy(), ...)              # G1, G2
@@ -24,10 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 class _Cpu(str):
-    """The current device of a machine without CUDA.
+    """Replaces `torch.cuda.current_device()` on a machine without CUDA.
 
-    It is "cpu" where coati moves tensors to it, but formats as "0" where coati writes
-    `torch.device(f"cuda:{torch.cuda.current_device()}")`, for which no other text will do.
+    As a device it is "cpu", but it formats as "0", because coati also writes
+    `torch.device(f"cuda:{torch.cuda.current_device()}")`.
     """
 
     def __format__(self, spec: str) -> str:
@@ -38,8 +38,9 @@ class _Cpu(str):
 def cpu_only() -> Iterator[None]:
     """Let coati's trainers and datasets run on the CPU, and undo everything on exit.
 
-    Inside, CUDA looks absent, `torch.cuda.current_device()` is the CPU, `torch.cuda.empty_cache()`
-    does nothing, and there is a process group of one (gloo) unless one was there before.
+    Inside, CUDA looks absent, `torch.cuda.current_device()` is the CPU, and
+    `torch.cuda.empty_cache()` does nothing.  If there is no process group, a gloo group of one
+    process is created.
     """
     with ExitStack() as stack:
         for name, stub in (
@@ -81,7 +82,7 @@ class LocalStrategy:
     """Stands in for a G1 or G2 `Strategy`: everything happens in this process.
 
     Args:
-        booster: what prepares models and takes gradients; by default nothing does the former.
+        booster: wraps models and runs the backward pass; by default models are not wrapped.
     """
 
     def __init__(self, booster: Any = None) -> None:
@@ -99,7 +100,7 @@ class LocalStrategy:
         optimizer.step()
 
     def setup_dataloader(self, data_buffer: Any, pin_memory: bool = False) -> DataLoader[Any]:
-        """Return a loader of whole batches of a coati `ExperienceBuffer`; nothing is pinned."""
+        """Return a loader of full batches of a coati `ExperienceBuffer`, without pinned memory."""
         return DataLoader(
             data_buffer,
             batch_size=data_buffer.sample_batch_size,
@@ -113,7 +114,7 @@ class LocalStrategy:
         return nullcontext()
 
     def prepare(self, *boost_args: Any) -> Any:
-        """Boost models and (model, optimizer) pairs; one comes back as it is, several in a list."""
+        """Boost models and (model, optimizer) pairs; return one result, or a list of several."""
         boosted = [
             self._boosted(*it) if isinstance(it, tuple) else self._boosted(it)[0]
             for it in boost_args
@@ -124,7 +125,7 @@ class LocalStrategy:
         return tuple(self.booster.boost(*model_and_optimizer)[:2])
 
     def unwrap_model(self, model: Any) -> nn.Module:
-        """Return the model without what the booster put around it."""
+        """Return the model without the booster's wrapper."""
         unwrapped: nn.Module = model.unwrap() if hasattr(model, "unwrap") else model
         return unwrapped
 

@@ -1,11 +1,11 @@
-"""ColossalAI's own plugins on CPU processes that gloo joins, for tests.
+"""Run ColossalAI's plugins on CPU processes in a gloo group, for tests.
 
 with cpu_only(), cpu_plugins():
     booster = Booster(plugin=LowLevelZeroPlugin(stage=2, precision="fp32"))
     model, optimizer, *_ = booster.boost(model, optimizer)
 
-ColossalAI keeps its plugins from the CPU by assertions, by CUDA streams and by the names of
-devices, none of which the numbers depend on.
+This bypasses ColossalAI's GPU-only checks, CUDA streams and device names. None of them affects the
+numbers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _COLLECTIVES = ("all_gather", "all_reduce", "broadcast", "reduce", "_broadcast_c
 
 
 class _Stream:
-    """A CUDA stream where everything happens in order anyway."""
+    """A CUDA stream that does nothing: on the CPU everything runs in order."""
 
     def wait_stream(self, stream: Any) -> None:
         pass
@@ -50,10 +50,10 @@ def cpu_plugins() -> Iterator[None]:
     They are TorchDDPPlugin, LowLevelZeroPlugin, GeminiPlugin, and from colossalai 0.3.7 on the
     tensor parallelism of HybridParallelPlugin.
 
-    Plugins are made and used inside, in processes of a gloo group. LowLevelZero takes any
-    optimizer, Gemini one of :func:`gemini_optimizer`; Gemini wants ``placement_policy="static"``
-    (in old releases "cpu"), and ``enable_async_reduce=False`` where there is such an option. With
-    torch 1.13 a CPU cannot multiply in fp16.
+    Create and use plugins inside this context, in processes of a gloo group. LowLevelZero takes any
+    optimizer, Gemini one of :func:`gemini_optimizer`. Gemini needs ``placement_policy="static"``
+    (in old releases "cpu") and, where the option exists, ``enable_async_reduce=False``. With torch
+    1.13 a CPU cannot multiply in fp16.
 
     Raises:
         ModuleNotFoundError: colossalai is not installed.
@@ -68,7 +68,7 @@ def cpu_plugins() -> Iterator[None]:
         replace(torch.cuda, **_STREAMS)
         replace(Tensor, record_stream=lambda self, stream: None, cuda=_same)
         replace(nn.Module, cuda=_same)
-        if torch.__version__ < "2":  # whose gloo can do less
+        if torch.__version__ < "2":  # gloo of torch 1.13 lacks some operations and dtypes
             replace(dist, reduce_scatter=_reduce_scatter)
             replace(dist, **{name: _widened(getattr(dist, name)) for name in _COLLECTIVES})
         _replace_accelerator(replace)
@@ -81,9 +81,9 @@ def cpu_plugins() -> Iterator[None]:
 
 @lru_cache(maxsize=None)
 def gemini_optimizer(base: Type[Optimizer]) -> Type[Optimizer]:
-    """Return a torch optimizer as a class that Gemini takes where it cannot build its own.
+    """Return a subclass of a torch optimizer that Gemini accepts in place of its own Adam.
 
-    Gemini divides gradients by a scale, and they have the dtype of the parameters in its chunks.
+    Its step divides gradients by ``div_scale`` and casts them to the dtype of the parameters.
     """
 
     class Scaled(base):  # type: ignore[misc, valid-type]
@@ -113,15 +113,15 @@ def _reduce_scatter(
     group: Any = None,
     **_: Any,
 ) -> None:
-    """As gloo of torch 1.13 would, if it could."""
+    """``reduce_scatter``, which gloo of torch 1.13 lacks."""
     total = torch.stack(list(inputs))
     dist.all_reduce(total, op=op, group=group)
     output.copy_(total[dist.get_rank(group)])
 
 
 def _widened(collective: Any) -> Any:
-    """A collective as gloo of torch 1.13 has it, which knows neither bf16 nor bools, and whose
-    threads may not write to what was made in inference mode.
+    """A collective that works around gloo of torch 1.13, which supports neither bf16 nor bool and
+    cannot write to inference tensors. Such tensors are copied, and the results copied back.
     """
 
     def widened(*args: Any, **kwargs: Any) -> Any:
@@ -151,7 +151,7 @@ def _widened(collective: Any) -> Any:
 def _replace_accelerator(replace: Any) -> None:
     try:
         api = import_module("colossalai.accelerator.api")
-    except ModuleNotFoundError:  # before 0.3.6, which spells CUDA and NCCL out
+    except ModuleNotFoundError:  # before 0.3.6 CUDA and NCCL are hard-coded
         zeros, groups = torch.zeros, import_module("colossalai.tensor.process_group")
         group_of = groups.PyTorchProcessGroupDict.get
 
@@ -164,12 +164,12 @@ def _replace_accelerator(replace: Any) -> None:
             groups.PyTorchProcessGroupDict,
             get=lambda self, ranks, backend="gloo": group_of(self, ranks, "gloo"),
         )
-        # What `colossalai.launch` would have set, as it does for NCCL alone.
+        # `colossalai.launch` sets the local rank for NCCL only.
         context = import_module("colossalai.context.parallel_context").ParallelContext
         replace(context, get_local_rank=lambda self, mode: dist.get_rank())
         return
     accelerator = api.CpuAccelerator()
-    # Chunks and assertions know by this name that something is not offloaded.
+    # Chunks and assertions compare this name to tell whether a tensor is offloaded.
     replace(accelerator, _name="cuda", device_count=lambda: 1, **_STREAMS)
     replace(
         accelerator,
@@ -180,9 +180,10 @@ def _replace_accelerator(replace: Any) -> None:
 
 
 def _shard_moves(chunk: Any) -> Any:
-    """`shard_move` of a class of Gemini chunks, to and fro between where a shard is kept and used.
+    """`shard_move` of a Gemini chunk class, which toggles a shard between storage and use.
 
-    ColossalAI calls it only to change the place, but tells by the device which one it wants.
+    ColossalAI decides by the target device. Here both devices are the CPU, so this decides by where
+    the shard is now.
     """
     to_where_it_is_kept = chunk.shard_move
 
@@ -193,7 +194,7 @@ def _shard_moves(chunk: Any) -> Any:
             self.cuda_shard = self.cpu_shard.clone()
             if not self.pin_memory:
                 self.cpu_shard = None
-        else:  # the optimizer has newer numbers
+        else:  # the optimizer's copy is newer
             self._Chunk__paired_shard_move()
             self.optim_sync_flag = True
 

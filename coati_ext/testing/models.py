@@ -1,4 +1,4 @@
-"""Tiny models: random weights, no download, milliseconds on a CPU."""
+"""Tiny models with random weights: no download, milliseconds on a CPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch import nn
 
 class _Family(NamedTuple):
     config: str
-    sizes: str  # how the config calls the sizes: see _SIZES
+    sizes: str  # key of _SIZES: the config's names for its sizes
     extra: Dict[str, Any]
 
 
-# Wider than the usual 0.02, so that context and positions move a reward far beyond any tolerance,
-# and narrow enough that a few dozen steps of training still generalise.
+# Larger than the usual 0.02, so that context and positions change a reward by far more than any
+# tolerance, and small enough that a few dozen training steps still generalise.
 _SPREAD = 0.1
 
 _SIZES = {
@@ -66,7 +66,7 @@ def tiny_config(
 ) -> Any:
     """Return a small transformers config of that family, without dropout.
 
-    Tokens 1 and 2 are beginning and end, as in :func:`tiny_tokenizer`.
+    Tokens 1 and 2 are BOS and EOS, as in :func:`tiny_tokenizer`.
 
     Raises:
         ValueError: the installed transformers has no such family.
@@ -99,10 +99,10 @@ def tiny_config(
 def tiny_reward_model(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> nn.Module:
     """Return a random reward model of the coati that is importable now, in eval mode.
 
-    Its `forward(ids (B, S), attention_mask (B, S))` gives rewards (B,).  The value head is scaled
-    so that the rewards of random rows, read at their last token, spread by about 1.  The weights
-    depend on `family`, `seed` and `config_options` (see :func:`tiny_config`) alone: not on
-    patches, and the global random state is left as it was.
+    Its `forward(ids (B, S), attention_mask (B, S))` returns rewards (B,).  The value head is scaled
+    so that the rewards of random rows at their last token have a standard deviation of about 1.
+    The weights depend only on `family`, `seed` and `config_options` (see :func:`tiny_config`), not
+    on patches.  The global random state is restored.
 
     Raises:
         ValueError: the installed transformers has no such family.

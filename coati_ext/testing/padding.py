@@ -1,4 +1,4 @@
-"""The same rows in every layout that padding can give them."""
+"""Pad the same rows in every possible layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Row = Sequence[int]
 def random_rows(
     lengths: Sequence[int] = (1, 2, 3, 5, 9, 14), *, vocab_size: int = 64, seed: int = 0
 ) -> List[List[int]]:
-    """Return rows of ordinary tokens (4 and up), each ended by token 2, in the given lengths."""
+    """Return random rows of the given lengths: ordinary tokens (4 and up), then token 2 (EOS)."""
     draw = random.Random(seed)
     return [[draw.randrange(4, vocab_size) for _ in range(n - 1)] + [2] for n in lengths]
 
@@ -23,7 +23,7 @@ def pad_rows(
 ) -> Tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask, both (B, S) int64, with all pads on one side.
 
-    The mask comes from the lengths, never from the ids.
+    The mask is made from the lengths, not from the ids.
 
     Raises:
         ValueError: `side` is neither "left" nor "right", or a row is longer than `width`.
@@ -42,9 +42,9 @@ def layouts(
 ) -> Iterator[Tuple[str, torch.Tensor, torch.Tensor]]:
     """Yield (name, ids (B, S), mask (B, S)) for "left", "right", "both" and "interior".
 
-    In "both" the pads of a row are split between its two ends; in "interior" they stand in one
-    block inside it (a row of one token has no inside: its pads follow).  Places are drawn with a
-    fixed seed.  `width` is S; by default every row has some padding.
+    In "both" the pads of a row are split between its two ends.  In "interior" they form one block
+    inside the row, or follow it if it has only one token.  Positions are random with a fixed seed.
+    `width` is S; by default every row has some padding.
 
     Raises:
         ValueError: a row is longer than `width`.

@@ -1,4 +1,4 @@
-"""Preference pairs that look like HH-RLHF in length and have a preference to be learnt."""
+"""Synthetic preference pairs with the lengths of HH-RLHF and a learnable preference."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _FLIPPED = 0.1
 def preference_pairs(count: int, *, seed: int = 0) -> List[Dict[str, str]]:
     """Return that many records {"prompt", "chosen", "rejected"}; one word is one token.
 
-    Prompts are lognormal with mean 108 words and answers with mean 72 (sigma 0.75, at most 254),
-    so that a pair fits in 512 columns with both special tokens.  Both answers follow the same
-    prompt, and begin with a space, so that texts can be joined.  Prompts are plain words.  The
-    better answer is the one with more good words among its good and bad ones, whatever its
-    length, and it is the chosen one in nine pairs of ten: no model can expect more than 90 %.
+    Lengths are lognormal: prompts have a mean of 108 words, answers of 72 (sigma 0.75, at most
+    254), so that a row fits in 512 columns with BOS and EOS.  Answers begin with a space, so that
+    prompt and answer can be concatenated.  Prompts consist of plain words.  The better answer has
+    the higher share of good words among its good and bad words, independent of length.  It is the
+    chosen one in 9 of 10 pairs, so this label noise caps the expected accuracy at 90 %.
     """
     draw = random.Random(seed)
     return [_pair(draw) for _ in range(count)]
@@ -44,7 +44,7 @@ def _length(draw: random.Random, mean: float) -> int:
 
 
 def _answer(draw: random.Random, share: float) -> List[str]:
-    """Half plain words, and among the others `share` good ones."""
+    """Half plain words; of the others, a share of `share` is good and the rest bad."""
 
     def word() -> str:
         if draw.random() < 0.5:

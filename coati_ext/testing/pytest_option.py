@@ -1,7 +1,7 @@
 """The ``--coati PATH`` option of tests that run on stand-ins or on a real coati.
 
-Installed as a pytest plugin, because pytest takes the PATH of an option that it learns of from a
-conftest for the folder to test, and then does not read that conftest.
+It is installed as a pytest plugin. If only a conftest declared the option, pytest would take PATH
+for the folder to test, and would then not load that conftest.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 def pytest_addoption(parser: Any) -> None:
     """Declare the option, unless it is declared already; ``COATI_SOURCE`` is its default."""
-    # A checkout's conftest declares it too, for when no plugin is installed.
+    # The conftest of a checkout declares it too, for use without installation.
     with suppress(ValueError):
         parser.addoption(
             "--coati",

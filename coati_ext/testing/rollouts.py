@@ -1,6 +1,6 @@
-"""Tiny actors and critics, and coati's own experience maker and PPO trainer around them.
+"""Tiny actors and critics, with coati's own experience maker and PPO trainer.
 
-As in :mod:`coati_ext.testing.training`, the same calls run with the patches and without.
+As in :mod:`coati_ext.testing.training`, the same calls run with and without the patches.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Models(NamedTuple):
 
 
 class LocalModel(nn.Module):
-    """Stands in for what a `Booster` makes of a model: one layer around it, with `unwrap`."""
+    """Stands in for the wrapper that a `Booster` puts around a model, with `unwrap`."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ class LocalModel(nn.Module):
 
 
 def tiny_actor(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> nn.Module:
-    """Return a random causal language model as the importable coati takes it, in eval mode.
+    """Return a random actor for the importable coati, in eval mode.
 
-    G1 and G2 wrap it in their `Actor`. The weights depend on `family`, `seed` and `config_options`
-    (see :func:`tiny_config`) alone.
+    It is a causal language model; in G1 and G2 it is wrapped in their `Actor`. The weights depend
+    only on `family`, `seed` and `config_options` (see :func:`tiny_config`).
 
     Raises:
         ValueError: the installed transformers has no such family.
@@ -92,8 +92,8 @@ def tiny_actor(family: str = "gpt2", *, seed: int = 0, **config_options: Any) ->
 def tiny_critic(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> nn.Module:
     """Return a random critic of the importable coati, in eval mode.
 
-    Its weights are those of :func:`tiny_reward_model` with the same arguments, as in scripts that
-    begin a critic as a copy of the reward model.
+    Its weights equal those of :func:`tiny_reward_model` with the same arguments, as in scripts that
+    initialise the critic from the reward model.
 
     Raises:
         ValueError: the installed transformers has no such family.
@@ -117,7 +117,7 @@ def tiny_critic(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -
 
 
 def tiny_models(family: str = "gpt2", *, seed: int = 0, **config_options: Any) -> Models:
-    """Return the four models, of different weights but for the actor and its reference."""
+    """Return the four models; only the actor and the reference model have the same weights."""
     return Models(
         tiny_actor(family, seed=seed, **config_options),
         tiny_critic(family, seed=seed + 1, **config_options),
@@ -130,9 +130,9 @@ def experience_maker(models: Models, *, tokenizer: Any, **options: Any) -> Any:
     """Return coati's `NaiveExperienceMaker` of these models.
 
     Args:
-        models: what it takes, positionally or not; a reward model may be any callable.
-        tokenizer: for generations whose maker has one.
-        options: `kl_coef`, `gamma`, `lam`, `use_grpo`, ... as far as the generation has them.
+        models: the four models; the reward model may be any callable.
+        tokenizer: for generations whose maker takes one.
+        options: `kl_coef`, `gamma`, `lam`, `use_grpo`, ... if the generation has them.
     """
     maker = import_module("coati.experience_maker").NaiveExperienceMaker
     offered = {**models._asdict(), "tokenizer": tokenizer, **options}
@@ -147,13 +147,13 @@ def make_experience(
     tokenizer: Any,
     **generate_kwargs: Any,
 ) -> Any:
-    """Let a maker answer prompts as coati's PPO trainer does.
+    """Call `make_experience` of a maker as coati's PPO trainer does.
 
     Args:
         maker: from :func:`experience_maker`, or a trainer's.
         input_ids: prompts (B, S).
         attention_mask: (B, S).
-        tokenizer: says which token pads and which ends.
+        tokenizer: gives the pad and EOS tokens.
         generate_kwargs: `max_length` and more for upstream's `generate`, or `gt_answer`.
     """
     return maker.make_experience(
@@ -164,7 +164,7 @@ def make_experience(
 
 
 def default_generate_kwargs(actor: Any, tokenizer: Any) -> Dict[str, Any]:
-    """What coati's PPO script and trainer give to `generate`."""
+    """The arguments that coati's PPO script and trainer pass to `generate`."""
     given: Dict[str, Any] = {}
     inner = next(
         layer for layer in layers_of(actor) if hasattr(layer, "prepare_inputs_for_generation")
@@ -193,17 +193,17 @@ def ppo_trainer(
     booster: Any = None,
     **options: Any,
 ) -> Any:
-    """Return coati's `PPOTrainer` of these models: on the CPU, use it within `cpu_only()`.
+    """Return coati's `PPOTrainer` of these models; on the CPU use it within `cpu_only()`.
 
     Args:
-        models: what it trains and trains against.
+        models: the four models.
         tokenizer: of the prompts.
         lr: learning rate of actor and critic.
-        save_dir: where the trainer would save.
-        optimizer: the class of their optimizers.
+        save_dir: the folder for checkpoints.
+        optimizer: the optimizer class of actor and critic.
         booster: a `Booster`, or in G1 and G2 a `Strategy`, that wraps all four models; by default
-            all is done in this process.
-        options: more for the trainer, generation arguments included.
+            everything runs in this process.
+        options: further arguments of the trainer, including those for generation.
     """
     trainer = import_module("coati.trainer").PPOTrainer
     plain = [optimizer(trained_parameters(model), lr=lr) for model in (models.actor, models.critic)]
@@ -219,7 +219,7 @@ def ppo_trainer(
         else:
             given.update(pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id)
     else:
-        if not hasattr(actor, "unwrap"):  # which upstream calls
+        if not hasattr(actor, "unwrap"):  # upstream calls actor.unwrap()
             models = models._replace(actor=LocalModel(actor))
         given = {
             **models._asdict(),
@@ -241,12 +241,12 @@ def ppo_trainer(
     }
     made = trainer(**{**given, **optimizers, **shared, **options})
     if not has_strategies():
-        made.writer = None  # which fit() sets, and a single training step looks at
+        made.writer = None  # set by fit(), and read in every training step
     return made
 
 
 def training_step(trainer: Any, experience: Any) -> Any:
-    """Take one training step of a PPO trainer, under the name that its generation has for it."""
+    """Run one training step of a PPO trainer, whatever its method is called in this generation."""
     step = getattr(trainer, "_training_step", None) or trainer.training_step
     return step(experience)
 

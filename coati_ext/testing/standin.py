@@ -1,4 +1,4 @@
-"""Where the stand-ins for coati live."""
+"""The location of the stand-ins for coati."""
 
 from __future__ import annotations
 

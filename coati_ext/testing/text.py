@@ -1,4 +1,4 @@
-"""A tokenizer in memory, for which one word is one token."""
+"""An in-memory tokenizer in which one word is one token."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tiny_tokenizer(
     60 words of :func:`preference_pairs`, which makes a vocabulary of 64.
 
     Args:
-        pad: which token pads: "pad" for one of its own, or "eos" or "bos" as many scripts do.
+        pad: the pad token: "pad" for a separate one, or "eos" or "bos", which many scripts reuse.
         padding_side: "left" or "right".
         bos: begin every text with `<bos>`.
         vocab: other words than the default ones.
@@ -42,7 +42,7 @@ def tiny_tokenizer(
     tokenizer = Tokenizer(
         WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
     )
-    tokenizer.add_special_tokens([*SPECIAL[:3]])  # found in a text even without a space around
+    tokenizer.add_special_tokens([*SPECIAL[:3]])  # recognised without surrounding spaces
     tokenizer.pre_tokenizer = WhitespaceSplit()
     if bos:
         tokenizer.post_processor = TemplateProcessing(

@@ -1,7 +1,7 @@
 """Train a reward model with coati's own trainer, and measure it.
 
-An ordinary user's script in function form: it uses whatever coati is importable and knows nothing
-of patches, so that the same call runs with them and without.
+These functions do what a user's script does, with the coati that is importable. They contain no
+code for patches, so the same call runs with and without them.
 """
 
 from __future__ import annotations
@@ -40,17 +40,17 @@ def train_reward_model(
 
     Args:
         model: a coati reward model, such as :func:`coati_ext.testing.tiny_reward_model` gives.
-        pairs: records {"prompt", "chosen", "rejected"}; every answer is ended by the end token.
+        pairs: records {"prompt", "chosen", "rejected"}; the EOS token is appended to every answer.
         tokenizer: decides the side and the token of padding.
-        epochs: rounds over the pairs.
-        batch_size: pairs in a step; a rest that does not fill a batch is left out.
+        epochs: passes over the pairs.
+        batch_size: pairs per step; an incomplete last batch is dropped.
         lr: the learning rate.
         max_length: columns of every batch; longer rows are cut as coati cuts them.
-        seed: of the order of the pairs; the global random state is left as it was.
+        seed: of the order of the pairs; the global random state is restored.
         shuffle: whether the pairs are shuffled.
         optimizer: the class of the optimizer.
-        booster: a `Booster`, or in G1 and G2 a `Strategy`, with which a call for the CPU is to be
-            within `cpu_only()`; by default all is done in this process, on the CPU.
+        booster: a `Booster`, or in G1 and G2 a `Strategy`; on the CPU call within `cpu_only()`. By
+            default everything runs in this process, on the CPU.
 
     Returns:
         The model as the booster wrapped it, in eval mode; by default that is `model`.
@@ -70,7 +70,7 @@ def train_reward_model(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
-    # Generations name and order their arguments differently; each takes what it knows.
+    # Generations differ in names and order of arguments; each takes the ones it knows.
     offered = {
         "model": wrapped,
         "strategy": booster,
@@ -110,9 +110,9 @@ def pair_accuracy(
 ) -> float:
     """Return the share of pairs whose chosen answer gets the higher reward.
 
-    Rows end in the end token, are cut on the right and padded to `max_length` on `side` ("left"
-    or "right"; by default where the tokenizer pads), as in training.  `model` takes ids (B, S) and
-    a mask (B, S) and gives rewards (B,).
+    As in training, rows end in the EOS token, are cut on the right and padded to `max_length` on
+    `side` ("left" or "right"; by default the tokenizer's side).  `model` takes ids (B, S) and a
+    mask (B, S) and returns rewards (B,).
     """
     side = tokenizer.padding_side if side is None else side
     rewards = {}
@@ -135,8 +135,8 @@ def pair_accuracy(
 def chosen_rows(
     pairs: Sequence[Pair], *, tokenizer: Any, max_length: int = 512
 ) -> List[Tuple[torch.Tensor, torch.Tensor]]:
-    """Return ids (S,) and bool mask (S,) of each pair's chosen answer, as coati's data path makes
-    them for its reward-model trainer: S is `max_length`, or less where coati pads less.
+    """Return ids (S,) and bool mask (S,) of each pair's chosen answer, as coati's data path passes
+    them to its reward-model trainer.  S is `max_length`, or less where coati pads less.
     """
     prepare = _pair_dataset if has_strategies() else _pair_collator
     data, collate = prepare(pairs, tokenizer, max_length)
@@ -148,12 +148,12 @@ def chosen_rows(
 
 
 def local_booster() -> Any:
-    """What a trainer of this coati takes where everything happens in one process."""
+    """A `LocalBooster` or `LocalStrategy`, whichever the trainers of this coati take."""
     return LocalStrategy() if has_strategies() else LocalBooster()
 
 
 def boost(booster: Any, model: torch.nn.Module, optimizer: Any = None) -> Any:
-    """The model, or the model and its optimizer, as a `Booster` or a `Strategy` gives them."""
+    """The model, or the model and its optimizer, as wrapped by a `Booster` or a `Strategy`."""
     if hasattr(booster, "prepare"):
         return booster.prepare(model if optimizer is None else (model, optimizer))
     boosted = booster.boost(model, optimizer)[:2]
@@ -161,7 +161,7 @@ def boost(booster: Any, model: torch.nn.Module, optimizer: Any = None) -> Any:
 
 
 def trained_parameters(model: torch.nn.Module) -> List[torch.nn.Parameter]:
-    """Those that are not frozen, as LoRA's are not."""
+    """The parameters with `requires_grad`, for example those of LoRA."""
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
@@ -195,6 +195,6 @@ def _encode(tokenizer: Any, pair: Pair, answer: str) -> List[int]:
 
 
 def known(function: Callable[..., Any], offered: Dict[str, Any]) -> Dict[str, Any]:
-    """Of some arguments, those that a function takes by name."""
+    """The subset of some arguments that a function takes by name."""
     names = inspect.signature(function).parameters
     return {name: value for name, value in offered.items() if name in names}

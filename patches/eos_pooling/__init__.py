@@ -1,8 +1,8 @@
-"""Score a row by V at its last real token (EOS), whatever the padding and the batch.
+"""Score a row by the reward head at its last real token (EOS), independent of padding and batch.
 
-Upstream's first generation averages the value head over every column but the last, pads included;
-the later three read the last attended column, but give the backbone no position ids, so GPT-2 is
-wrong under left padding and every rotary model under interior padding. See ColossalAI #4475, #4471.
+Upstream's G1 averages the value head over every column but the last, pads included. G2 to G4 read
+the last attended column but pass no position ids to the backbone, so GPT-2 is wrong under left
+padding and every rotary model under interior padding. See ColossalAI #4475, #4471.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``doctor --live`` measures of rewards, each through the installed coati."""
+"""Defects of rewards that ``doctor --live`` measures with the installed coati."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEFECTS = (
             generations,
             f"measure_{family}",
         )
-        # OPT and BLOOM derive their positions from the mask, so only G1's pooling moves them.
+        # OPT and BLOOM derive positions from the mask, so only G1's pooling is wrong for them.
         for family, generations in (
             ("gpt2", _ALL),
             ("opt", ("G1",)),
@@ -77,22 +77,22 @@ def _alone(row: Any) -> Any:
 
 
 def measure_gpt2() -> float:
-    """The padding error of a tiny GPT-2 reward model."""
+    """The largest change of a reward by padding, for a tiny GPT-2 reward model."""
     return _padding_error("gpt2")
 
 
 def measure_opt() -> float:
-    """The padding error of a tiny OPT reward model."""
+    """The largest change of a reward by padding, for a tiny OPT reward model."""
     return _padding_error("opt")
 
 
 def measure_bloom() -> float:
-    """The padding error of a tiny BLOOM reward model."""
+    """The largest change of a reward by padding, for a tiny BLOOM reward model."""
     return _padding_error("bloom")
 
 
 def measure_llama() -> float:
-    """The padding error of a tiny LLaMA reward model."""
+    """The largest change of a reward by padding, for a tiny LLaMA reward model."""
     return _padding_error("llama")
 
 
@@ -110,12 +110,12 @@ def measure_no_mask() -> float:
 
 
 def measure_float_mask() -> float:
-    """The change of a reward when the mask is of floats."""
+    """The change of a reward when the mask is of a floating-point dtype."""
     return _mask_error(lambda mask: mask.float())
 
 
 def measure_bf16() -> float:
-    """How many of three rewards are not finite with a bf16 backbone under an fp32 head."""
+    """The number of non-finite rewards, of three, with a bf16 backbone and an fp32 value head."""
     import torch
 
     from coati_ext.testing import tiny_reward_model

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def forward_sequences(
     self: Any, sequences: Tensor, attention_mask: Optional[Tensor] = None
 ) -> Tensor:
-    """Rewards (B,) of ids (B, S), for G1 and G2. The mask may be absent, which G2 forbids."""
+    """Rewards (B,) of ids (B, S), for G1 and G2. Unlike upstream's G2, the mask is optional."""
     return _score(self, sequences, attention_mask)
 
 
@@ -31,7 +31,7 @@ def forward_input_ids(
 def forward_with_extras(
     self: Any, input_ids: Tensor, attention_mask: Optional[Tensor] = None, **kwargs: Any
 ) -> Tensor:
-    """Rewards (B,) of ids (B, S), for G4, whose maker tells rule-based reward models more."""
+    """Rewards (B,) of ids (B, S), for G4; arguments for rule-based reward models are ignored."""
     return _score(self, input_ids, attention_mask)
 
 
@@ -41,6 +41,6 @@ def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Te
     hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
     positions = input_ids.new_full((input_ids.size(0),), input_ids.size(1) - 1)
     pooled = choice("pool_reward")(hidden, mask, positions, self)
-    # A bf16 backbone may carry an fp32 head.
+    # The value head may be fp32 on a bf16 backbone.
     values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))
     return values.squeeze(-1)

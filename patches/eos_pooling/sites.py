@@ -1,4 +1,4 @@
-"""What the patch changes: ``RewardModel.forward``, which every family inherits."""
+"""The sites: ``RewardModel.forward``, which every model family inherits."""
 
 from __future__ import annotations
 

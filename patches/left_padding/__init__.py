@@ -1,11 +1,10 @@
-"""Left-padded rows whose end token survives, from every reward-model and prompt data path.
+"""Left-padded rows that keep their EOS token, in all reward-model and prompt datasets.
 
-Upstream pads on the side that the tokenizer happens to have; it cuts long rows at their end, which
-loses the end token of an answer and the assistant header of a prompt; and it masks prompts by
-``ids != pad``, which loses real tokens when ``pad == eos``. Here rows are left-padded whatever the
-tokenizer says, cut at their head, and masked by their lengths. Upstream's own tokenizing and
-collating code still does the work. DPO and ORPO share the preference collator with the reward
-model; they train an actor, which is given no position ids, so they keep upstream's layout.
+Upstream pads on the tokenizer's side. It truncates long rows at the end, which drops the EOS token
+of an answer and the assistant header of a prompt. It masks prompts by ``ids != pad``, which masks
+real tokens if ``pad == eos``. With this patch rows are left-padded, truncated at the start and
+masked by their lengths; upstream's code still tokenizes and collates. DPO and ORPO use the same
+preference collator, but their actor gets no position ids, so they keep upstream's layout.
 """
 
 from __future__ import annotations

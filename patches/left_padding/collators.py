@@ -7,13 +7,13 @@ from typing import Any, Callable, Dict, List, Sequence
 from .tokenizers import left_sided
 
 UPSTREAM_LAYOUT = "coati_ext_upstream_layout"
-"""The attribute of a preference collator that is to work as upstream's."""
+"""The attribute that makes a preference collator keep upstream's layout."""
 
 
 def collate_preferences(
     original: Callable[..., Any], self: Any, instances: Sequence[Dict[str, Any]]
 ) -> Any:
-    """Collate G3/G4 pairs into left-padded rows of ``max_length`` that end in their end token."""
+    """Collate G3/G4 pairs into left-padded rows of ``max_length`` that keep their EOS token."""
     if getattr(self, UPSTREAM_LAYOUT, False):
         return original(self, instances)
     rows = [dict(instance) for instance in instances]
@@ -45,7 +45,7 @@ def collate_prompts(
 
 
 def _cut(values: Sequence[Any], ids: Sequence[int], row: int, collator: Any) -> List[Any]:
-    """The values of a row's tokens that fit into ``max_length``: its end, and BOS if it has one."""
+    """The per-token values of a row cut to ``max_length``: BOS, if it has one, and its end."""
     if len(ids) == 0:
         raise ValueError(f"row {row} of the batch has no token: expected at least one")
     width = collator.max_length

@@ -1,4 +1,4 @@
-"""``__init__`` of the datasets of G1 and G2, which tokenize all their rows at once."""
+"""``__init__`` of the datasets of G1 and G2, which tokenizes all rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from .tokenizers import left_sided
 
 
 def tokenize_left(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Build a G1 or G2 dataset while its tokenizer is left-sided."""
+    """Build a G1 or G2 dataset while its tokenizer pads and truncates on the left."""
     with left_sided(signature(original).bind(*args, **kwargs).arguments["tokenizer"]):
         original(*args, **kwargs)

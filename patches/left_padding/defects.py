@@ -1,4 +1,4 @@
-"""What ``doctor --live`` measures of rows, each through the installed coati."""
+"""Defects of tokenized rows that ``doctor --live`` measures with the installed coati."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFECTS = (
 
 
 def _rows_of(lengths: Sequence[int]) -> List[Any]:
-    """Eight columns wide, the rows that the installed coati makes of answers of some lengths."""
+    """The rows, 8 columns wide, that the installed coati makes of answers of these lengths."""
     from coati_ext.testing import chosen_rows, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(padding_side="right")
@@ -45,7 +45,7 @@ def _rows_of(lengths: Sequence[int]) -> List[Any]:
 
 
 def measure_lost_ends() -> float:
-    """The share of over-long rows whose last real token is not the end token."""
+    """The share of over-long rows whose last real token is not EOS."""
     from coati_ext.testing import tiny_tokenizer
 
     eos = tiny_tokenizer().eos_token_id
@@ -54,13 +54,13 @@ def measure_lost_ends() -> float:
 
 
 def measure_right_padding() -> float:
-    """The share of short rows that have pads after their end."""
+    """The share of short rows with pads on the right."""
     rows = _rows_of([3, 5, 6])
     return sum(not bool(mask[-1]) for _, mask in rows) / len(rows)
 
 
 def measure_hidden_prompt_tokens() -> float:
-    """How many real tokens of one prompt are masked when pad and eos are the same token."""
+    """The number of real tokens of one prompt that are masked if pad == EOS."""
     from coati.dataset import DataCollatorForPromptDataset
 
     from coati_ext.testing import tiny_tokenizer

@@ -7,4 +7,4 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """``[left_padding]``, which has nothing to set beside ``enabled``."""
+    """``[left_padding]``, which has no option except ``enabled``."""

@@ -1,4 +1,4 @@
-"""What the patch changes: the datasets of G1 and G2, the collators of G3 and G4."""
+"""The sites: the datasets of G1 and G2, the collators and two trainers of G3 and G4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer whose side is left for as long as upstream's own code uses it."""
+"""Make a tokenizer left-sided while upstream's code uses it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Iterator
 
 @contextmanager
 def left_sided(tokenizer: Any) -> Iterator[None]:
-    """Let a Hugging Face tokenizer pad and truncate at the head for a while."""
+    """Make a Hugging Face tokenizer pad and truncate on the left inside a ``with`` block."""
     names = ("padding_side", "truncation_side")
     if not all(hasattr(tokenizer, name) for name in names):
         raise TypeError(

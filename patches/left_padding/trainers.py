@@ -10,7 +10,7 @@ from .collators import UPSTREAM_LAYOUT
 def keep_upstream_layout(
     original: Callable[..., None], self: Any, *args: Any, **kwargs: Any
 ) -> None:
-    """Let the preference collators of a DPO or ORPO trainer's loaders work as upstream's."""
+    """Make the preference collators of a DPO or ORPO trainer's loaders keep upstream's layout."""
     from coati.dataset import DataCollatorForPreferenceDataset
 
     for loader in (*args, *kwargs.values()):

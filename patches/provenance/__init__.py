@@ -1,9 +1,10 @@
-"""A reward model says in its checkpoint how it was trained, and is not used in another way.
+"""Checkpoints say how their reward model was trained, and loading checks this against the run.
 
-A value head fitted to the mean over all columns gives numbers at EOS too, only meaningless ones,
-and nothing in upstream tells (ColossalAI #4475). What a reward model or critic was trained with is
-stamped when it is saved and compared when it is loaded: in a state dict's metadata, and beside the
-files of a ``Booster``, which every ``Strategy`` and ``save_checkpoint`` of coati goes through.
+A value head trained on the mean over all columns still returns numbers at EOS, but meaningless
+ones, and upstream does not detect this (ColossalAI #4475). So a reward model or critic gets a stamp
+when it is saved: metadata on how its rows were pooled, padded and tokenized. It is compared when
+the model is loaded. Stamps are in the metadata of state dicts, and beside the files that a
+``Booster`` saves, as every ``Strategy`` and ``save_checkpoint`` of coati does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
                 "wrapper, as by G2's script, are loaded instead of ignored."
             ),
             reference="ColossalAI #4475, #3492",
-            sites=SITES,  # they rely on signatures alone, so no variant has to be known
+            sites=SITES,  # checked by signature only, so they need no variants
         )
     )
 

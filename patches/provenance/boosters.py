@@ -15,7 +15,7 @@ from .this_run import is_master, valued
 def save_model(
     original: Callable[..., Any], self: Any, model: Any, checkpoint: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Save through a Booster; at no moment does a stamp lie beside weights that it is not of."""
+    """Save through a Booster: delete the old stamp, save the weights, then write the new stamp."""
     inner, _ = valued(model)
     if inner is None or not is_master():
         return original(self, model, checkpoint, *args, **kwargs)
@@ -23,10 +23,10 @@ def save_model(
     stamp.remove(path)
     before = stamp.traces(path)
     result = original(self, model, checkpoint, *args, **kwargs)
-    if hasattr(self.checkpoint_io, "_sync_io"):  # use_async: the weights must be there
+    if hasattr(self.checkpoint_io, "_sync_io"):  # with use_async, wait until weights are written
         self.checkpoint_io._sync_io()
     current = stamp_of(inner)
-    # Upstream only logs that it wrote nothing, as when a file stands where a folder should.
+    # On some errors, such as a file in place of a folder, upstream only logs and writes nothing.
     if current is not None and stamp.traces(path) != before:
         stamp.write(path, current)
     return result
@@ -35,7 +35,7 @@ def save_model(
 def load_model(
     original: Callable[..., Any], self: Any, model: Any, checkpoint: Any, *args: Any, **kwargs: Any
 ) -> Any:
-    """Load through a Booster, having compared the stamp before any weight is taken over."""
+    """Load through a Booster; compare the stamp before any weight is loaded."""
     inner, _ = valued(model)
     if inner is None:
         return original(self, model, checkpoint, *args, **kwargs)

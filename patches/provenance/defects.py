@@ -1,4 +1,4 @@
-"""What ``doctor --live`` measures of checkpoints, each through the installed coati."""
+"""Defects of checkpoints that ``doctor --live`` measures with the installed coati."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEFECTS = (
 
 
 def measure_other_forms() -> float:
-    """How many of three reward models of another form load."""
+    """How many of three reward models load whose pooling, EOS token or tokenizer differs."""
     from coati_ext.testing import tiny_reward_model, tiny_tokenizer
 
     see(tiny_tokenizer())
@@ -62,7 +62,7 @@ def measure_other_forms() -> float:
 
 
 def measure_lost_weights() -> float:
-    """The share of the weights that do not arrive on G2's way from training to PPO."""
+    """The share of the weights that are not loaded when G2's PPO script loads a reward model."""
     import torch
 
     from coati_ext.testing import tiny_reward_model

@@ -1,4 +1,4 @@
-"""Whether a checkpoint may be loaded: how its model was trained against how this run uses it."""
+"""Decide whether a checkpoint may be loaded: compare its stamp with the settings of this run."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from coati_ext.errors import StampError
 from .this_run import form_here, is_master, rows_seen, valued
 
 ATTRIBUTE = "coati_ext_stamp"
-"""Where a loaded model keeps the stamp of its checkpoint until it is trained."""
+"""The attribute that holds the stamp of a loaded model until the model is trained."""
 
 
 def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: str) -> None:
-    """Let a reward model or critic have the weights of a checkpoint, or say why not.
+    """Compare a checkpoint's stamp with this run: return, warn or raise; the model keeps the stamp.
 
     Args:
         model: the unwrapped model that is loaded.
-        read: gives the checkpoint's stamp, or ``None`` and why there is none.
-        source: the checkpoint, in words.
+        read: returns the checkpoint's stamp, or ``None`` and why there is none.
+        source: the name of the checkpoint, for messages.
 
     Raises:
-        StampError: it was trained in another form, or its stamp is corrupt, and
-            ``provenance.on_mismatch`` is not ``ignore``.
+        StampError: a reward model was trained with another pooling, padding or tokenizer and
+            ``provenance.on_mismatch`` is ``error``, or the stamp is corrupt and it is not
+            ``ignore``.
     """
     try:
         found, why = read()
@@ -38,7 +39,7 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
     here = form_here(valued(model)[1])
     if found is not None:
         _compare(found, here, source)
-    elif vars(model).get(ATTRIBUTE, "") is not None:  # else it was said when they came before
+    elif vars(model).get(ATTRIBUTE, "") is not None:  # None: already reported for this model
         _judge_unstamped(here, source, why)
     _remember(model, found)
 
@@ -81,16 +82,16 @@ def _tell(kind: str, message: str) -> None:
 
 
 _watched: MutableMapping[Any, Any] = weakref.WeakKeyDictionary()
-"""What takes the hook back that waits for a loaded model's first gradient."""
+"""By loaded model, the handle of the hook that waits for its first gradient."""
 
 
 def _remember(model: Any, found: Optional[Stamp]) -> None:
-    """Let the model keep its stamp, or its lack of one, until it is trained."""
+    """Store the stamp, or ``None``, on the model until its first gradient."""
     from torch.utils.hooks import unserializable_hook
 
-    # As plain values, so that a pickled model needs no coati-ext.
+    # As a dict, so that a pickled model needs no coati-ext.
     setattr(model, ATTRIBUTE, None if found is None else found.as_dict())
-    if model in _watched:  # weights may come again and again, as in Ray
+    if model in _watched:  # with Ray, a model is loaded repeatedly
         _watched.pop(model).remove()
     owner = weakref.ref(model)
 
@@ -105,7 +106,7 @@ def _remember(model: Any, found: Optional[Stamp]) -> None:
 
 
 def stamp_of(model: Any) -> Optional[Stamp]:
-    """What a model was trained with: in this run, unless it was loaded and not trained since."""
+    """The stamp to save: that of this run, or the loaded one if not trained since loading."""
     if ATTRIBUTE not in vars(model):
         return form_here(valued(model)[1])
     loaded = vars(model)[ATTRIBUTE]
@@ -113,7 +114,7 @@ def stamp_of(model: Any) -> Optional[Stamp]:
 
 
 def compare_rows(model: Any) -> None:
-    """Compare what made the rows of a loaded model with what makes those of this run."""
+    """Compare the EOS token and tokenizer of a loaded model with those of this run."""
     inner, kind = valued(model)
     loaded = vars(inner).get(ATTRIBUTE) if inner is not None else None
     rows = (rows_seen.end_token, rows_seen.fingerprint)

@@ -1,4 +1,4 @@
-"""What the patch changes: where models are saved and loaded, and where rows are made."""
+"""The sites: where models are saved and loaded, and where rows are tokenized."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SITES = (
             generations=_ALL,
             mode="wrap",
             takes=("model", "checkpoint"),
-            optional=True,  # coati's models and makers also run where there is no colossalai
+            optional=True,  # coati's models and makers also run without colossalai
         )
         for name in ("save_model", "load_model")
     ),

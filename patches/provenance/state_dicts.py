@@ -13,7 +13,7 @@ from .judgement import judge, stamp_of
 def save_to_state_dict(
     original: Callable[..., None], self: Any, destination: Any, prefix: str, keep_vars: bool
 ) -> None:
-    """Write the stamp beside the version that torch keeps of each module."""
+    """Save the module and write the stamp into its entry of the state dict's ``_metadata``."""
     original(self, destination, prefix, keep_vars)
     current = stamp_of(self)
     if current is not None and hasattr(destination, "_metadata"):
@@ -25,7 +25,7 @@ _judged = False
 
 @contextmanager
 def already_judged() -> Iterator[None]:
-    """The weights that are loaded meanwhile are of a checkpoint whose stamp has been compared."""
+    """Skip the comparison inside a ``with`` block, because the checkpoint's stamp was compared."""
     global _judged
     before, _judged = _judged, True
     try:
@@ -42,11 +42,11 @@ def load_from_state_dict(
     local_metadata: Mapping[str, Any],
     *args: Any,
 ) -> None:
-    """Compare the stamp before any weight is taken over.
+    """Compare the stamp before any weight is loaded.
 
-    G2's training script saves the model inside its DDP or ZeRO wrapper, and its PPO script loads
-    that with ``strict=False``: nothing of it, since every key begins with the wrapper's name. Those
-    names are taken off first.
+    G2's training script saves the model inside its DDP or ZeRO wrapper, so every key starts with
+    ``module.``. Its PPO script loads the file with ``strict=False``, which would silently load
+    nothing. So these prefixes are removed first.
     """
     wrapper = _unwrap(self, state_dict, prefix)
     if not _judged:
@@ -64,7 +64,7 @@ def load_from_state_dict(
 
 
 def _unwrap(model: Any, state_dict: Any, prefix: str) -> str:
-    """Take off the names of wrappers that all keys begin with; the names, without the last dot."""
+    """Remove the ``module.`` prefixes shared by all keys; return them without the last dot."""
     wrapped = prefix
     while state_dict and all(key.startswith(f"{wrapped}module.") for key in state_dict):
         wrapped += "module."

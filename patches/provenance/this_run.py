@@ -17,7 +17,7 @@ _AS_UPSTREAM = {"padding": "as it comes", "position_ids": "by column"}
 
 @dataclass
 class RowsSeen:
-    """What last made rows for coati in this process."""
+    """The tokenizer that coati last used in this process, and its EOS token and fingerprint."""
 
     tokenizer: Any = None
     end_token: Optional[int] = None
@@ -28,7 +28,7 @@ rows_seen = RowsSeen()
 
 
 def see(tokenizer: Any) -> None:
-    """Remember what makes the rows, for the stamps of this process; ``None`` tells nothing."""
+    """Remember a tokenizer for the stamps of this process; ``None`` is ignored."""
     if tokenizer is not None and rows_seen.tokenizer is not tokenizer:
         rows_seen.tokenizer = tokenizer
         rows_seen.end_token = tokenizer.eos_token_id
@@ -36,7 +36,7 @@ def see(tokenizer: Any) -> None:
 
 
 def form_here(kind: str) -> Stamp:
-    """The form in which a model of that kind sees its rows in this run."""
+    """The stamp for a model of that kind under the settings and tokenizer of this run."""
     report = coati_ext.status()
     on = {row.name for row in report.patches if row.state != "off"}
     generation = str(report.generation)
@@ -61,7 +61,7 @@ def form_here(kind: str) -> Stamp:
 
 
 def valued(model: Any) -> Tuple[Any, str]:
-    """The reward model or critic of coati inside any wrappers, and which of the two; or nothing."""
+    """The reward model or critic inside any wrappers, and its kind; ``(None, "")`` if neither."""
     for layer in layers_of(model):
         for cls in type(layer).__mro__:
             if cls.__module__.split(".")[0] == "coati" and cls.__name__ in _KINDS:
@@ -70,7 +70,7 @@ def valued(model: Any) -> Tuple[Any, str]:
 
 
 def is_master() -> bool:
-    """Whether this process is the one that writes and speaks for all ranks."""
+    """Whether this process writes files and prints for all ranks (rank 0)."""
     from coati_ext.rollout import ranks
 
     return ranks.is_first()

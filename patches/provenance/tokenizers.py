@@ -1,4 +1,4 @@
-"""Where coati is given the tokenizer of its rows: datasets, the reward trainer, the maker."""
+"""Record the tokenizers that coati's datasets, reward trainer and experience maker use."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ def reward_dataset(
     *args: Any,
     **kwargs: Any,
 ) -> None:
-    """See the tokenizer of a reward model's training rows, in G1 and G2."""
+    """Record the tokenizer of a reward model's training rows, in G1 and G2."""
     see(tokenizer)
     original(self, dataset, tokenizer, *args, **kwargs)
 
 
 def reward_trainer(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
-    """See the tokenizer of a reward model's training rows, in G3 and G4."""
+    """Record the tokenizer of a reward model's training rows, in G3 and G4; compare the stamp."""
     original(self, *args, **kwargs)
     see(self.tokenizer)
     compare_rows(self.model)
 
 
 def make_experience(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
-    """See what ends a row in PPO before the reward model scores one."""
+    """Record tokenizer and EOS token in PPO; compare the reward model's stamp before it scores."""
     see(getattr(self, "tokenizer", None))
     if not hasattr(self, "tokenizer") and "eos_token_id" in kwargs:  # G1's maker has only ids
         rows_seen.end_token = kwargs["eos_token_id"]

@@ -1,12 +1,13 @@
-"""Experience in one frame: what PPO consumes is what the models see alone, unpadded and in order.
+"""One left-padded batch layout (a frame) for all models in rollout and PPO or GRPO training.
 
-Upstream hands its reward model another form of a row than it was trained on, takes ``ids != pad``
-for the mask (which hides EOS when ``pad == eos``), scores without positions, values states one
-token late or in another frame than it trains on, spreads the score over every token, and draws
-every rollout from one seed. Here ``make_experience`` of every generation is one pipeline
-(``coati_ext.rollout``) of hooks whose defaults are in ``steps`` and ``sampler``; the training step
-recomputes log-probabilities and values through the same hooks, so that before the first update the
-policy ratio is 1 and no value has changed. See ColossalAI #4475, #3374, #4491, #3696.
+Every log-probability, value and score equals that of the unpadded row alone. Upstream pads and
+tokenizes rows for its reward model differently than in training, uses ``ids != pad`` as mask (which
+masks EOS if ``pad == eos``), scores without position ids, computes values one token late or in
+another layout than in training, adds the score to every token, and samples every rollout with the
+same seed. Here ``make_experience`` of every generation is one pipeline (``coati_ext.rollout``) of
+hooks, with defaults in ``steps`` and ``sampler``. The training step recomputes log-probabilities
+and values through the same hooks, so before the first update the policy ratio is 1 and the values
+are unchanged. See ColossalAI #4475, #3374, #4491, #3696.
 """
 
 from __future__ import annotations

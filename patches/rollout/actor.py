@@ -1,4 +1,4 @@
-"""``Actor.forward`` of G1 before v0.3.1, which gives log-probabilities and no logits.
+"""``Actor.forward`` of G1 before v0.3.1, which returns log-probabilities, not logits.
 
 Letters: B rows, A action columns, S sequence columns.
 """

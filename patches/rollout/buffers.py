@@ -1,4 +1,4 @@
-"""Buffers that hold rows of any width and give them back in one frame."""
+"""Experience buffers for rows of different widths; batches are padded to one width."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 def stack_experience(items: Sequence[Any]) -> Any:
-    """One Experience of rows from rollouts of any width, in one frame.
+    """Stack rows from rollouts of different widths into one Experience.
 
-    Prompts are padded on the left and answers on the right, so that every answer still starts in
-    one column.
+    Prompts are padded on the left and answers on the right, so that all answers start in the same
+    column.
     """
     import torch
     from coati.experience_maker.base import Experience
@@ -41,7 +41,7 @@ def stack_experience(items: Sequence[Any]) -> Any:
 
 
 def _padded(item: Any, left: int, right: int) -> Tensor:
-    """A row's tokens with more of the pads that it has, found without a look at the data."""
+    """A row's tokens, padded further with the pad token that it contains; without ``.item()``."""
     import torch
 
     tokens: Tensor = item.sequences
@@ -55,7 +55,7 @@ def _padded(item: Any, left: int, right: int) -> Tensor:
 def make_buffer(
     self: Any, sample_batch_size: int, limit: int = 0, cpu_offload: bool = True
 ) -> None:
-    """An empty buffer whose samples go to the accelerator, or to the CPU where there is none."""
+    """Initialise an empty buffer whose batches go to the current GPU, or to the CPU."""
     from coati.experience_buffer import ExperienceBuffer
 
     _fill_buffer(ExperienceBuffer, self, sample_batch_size, limit, cpu_offload)
@@ -64,7 +64,7 @@ def make_buffer(
 def make_replay_buffer(
     self: Any, sample_batch_size: int, limit: int = 0, cpu_offload: bool = True
 ) -> None:
-    """As :func:`make_buffer`, under its name before v0.3.2."""
+    """As :func:`make_buffer`, for the buffer's class before v0.3.2."""
     from coati.replay_buffer import ReplayBuffer
 
     _fill_buffer(ReplayBuffer, self, sample_batch_size, limit, cpu_offload)

@@ -35,8 +35,10 @@ def critic_g3(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor] = N
 
 
 def _values_before(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
-    """Column t holds the value of the state before token t; column 0, before which there is none,
-    that after its own token. The trainers' slice of the last A columns is right for it.
+    """Values (B, S): column t is the value of the state before token t.
+
+    Column 0 has no earlier state, so it holds the value after token 0. The trainers slice the last
+    A columns, which gives the value before each action.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""``make_experience`` of each generation: its arguments in, its ``Experience`` out.
+"""``make_experience`` of each generation, on top of the pipeline in ``coati_ext.rollout``.
 
 Letters: B rows, A action columns, S sequence columns.
 """
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def make_experience_g1(self: Any, input_ids: Tensor, **generate_kwargs: Any) -> Any:
-    """Experience for G1, whose pad and end tokens come with the generation arguments."""
+    """Experience for G1; the pad and EOS tokens come from the generation arguments."""
     return _bandit_experience(
         self,
         input_ids,
@@ -29,7 +29,7 @@ def make_experience_g1(self: Any, input_ids: Tensor, **generate_kwargs: Any) -> 
 
 
 def make_experience_g2(self: Any, input_ids: Tensor, **generate_kwargs: Any) -> Any:
-    """Experience for G2, whose maker has a tokenizer."""
+    """Experience for G2; the pad and EOS tokens come from the maker's tokenizer."""
     tokenizer = self.tokenizer
     return _bandit_experience(
         self, input_ids, generate_kwargs, tokenizer.pad_token_id, tokenizer.eos_token_id
@@ -56,7 +56,7 @@ def make_experience_g4(
     gt_answer: Any = None,
     **generate_kwargs: Any,
 ) -> Any:
-    """Experience for G4, on the CPU: as in G3, or GRPO's of several answers to each prompt."""
+    """Experience for G4, on the CPU: as in G3, or for GRPO with several answers per prompt."""
     import torch
 
     if self.use_grpo:
@@ -95,7 +95,7 @@ def make_experience_g4(
 def _bandit_experience(
     maker: Any, input_ids: Tensor, generate_kwargs: Dict[str, Any], pad: Any, eos: Any
 ) -> Any:
-    """Experience for G1 and G2: of whole answers, or of tokens where the estimator wants it."""
+    """Experience for G1 and G2: per answer if ``rollout.advantage = sequence``, else per token."""
     import torch
 
     from coati_ext.rollout import Request, judge, roll_out
@@ -173,7 +173,7 @@ def _grpo_fields(
     kl = tensors.kl_estimate(rollout.log_ratio, options("rollout").kl or "k1").sum(dim=1) / actions
     penalised = score - maker.kl_coef * kl
     made = _common_fields(rollout)
-    # GRPOTrainer takes a pad in the last column to mean that an answer ended.
+    # GRPOTrainer treats an answer as ended if its last column is a pad.
     if rollout.frame.num_actions < rollout.new_tokens:
         fill = request.pad_token_id or 0
         made["sequences"] = pad(made["sequences"], (0, 1), value=fill)

@@ -1,4 +1,4 @@
-"""What ``coati.models.utils`` computes of logits, and ``coati.models.disable_dropout``.
+"""Functions of ``coati.models.utils`` on logits and rewards, and ``disable_dropout``.
 
 Letters: B rows, A action columns, S sequence columns, V vocabulary.
 """
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def log_probs_of_actions(logits: Any, sequences: Tensor, num_actions: int) -> Tensor:
-    """Log-probabilities (B, A) of the last tokens, from logits (B, S, V) or an output with them.
+    """Log-probabilities (B, A) of the last tokens, from logits (B, S, V) or a model output.
 
-    In a training step they come computed already: (B, A) is given back as it is.
+    In a training step the input already holds log-probabilities (B, A), which are returned as is.
     """
     logits = logits if hasattr(logits, "dim") else logits["logits"]
     if logits.dim() == 2:
@@ -27,7 +27,7 @@ def log_probs_of_actions(logits: Any, sequences: Tensor, num_actions: int) -> Te
 
 
 def log_probs_of_output(output: Any, sequences: Tensor, num_actions: int) -> Tensor:
-    """As :func:`log_probs_of_actions`, under the names of G1."""
+    """As :func:`log_probs_of_actions`, with the argument names of G1."""
     return log_probs_of_actions(output, sequences, num_actions)
 
 
@@ -38,7 +38,7 @@ def reward_of_answers(
     log_probs_base: Tensor,
     action_mask: Optional[Tensor] = None,
 ) -> Any:
-    """The rewards of whole answers, (B,), for other makers of G1 and G2."""
+    """Rewards of whole answers, (B,), for callers other than our G1 and G2 makers."""
     if kl_coef <= 0.0:
         return r
     mask, log_ratio = _masked_ratio(log_probs, log_probs_base, action_mask)
@@ -53,7 +53,7 @@ def reward_of_tokens(
     action_mask: Optional[Tensor] = None,
     reward_eps: float = 5,
 ) -> Any:
-    """Rewards and KL of each action, (B, A) each, for other makers of G3 and G4."""
+    """Rewards and KL of each action, (B, A) each, for callers other than our G3 and G4 makers."""
     mask, log_ratio = _masked_ratio(log_probs, log_probs_base, action_mask)
     rewards = choice("shape_reward")(r.clamp(-reward_eps, reward_eps), log_ratio, mask, kl_coef)
     return rewards, tensors.kl_estimate(log_ratio, "k3")
@@ -65,6 +65,6 @@ def _masked_ratio(log_probs: Tensor, base: Tensor, action_mask: Optional[Tensor]
 
 
 def disable_dropout(model: Any) -> None:
-    """Set every dropout probability to zero, functional dropout included. ``None`` is let be."""
+    """Set every dropout probability to zero, functional dropout included; ignore ``None``."""
     if model is not None:
         without_dropout(model)

@@ -1,4 +1,4 @@
-"""How upstream's sampler is spoken to: which tokens are real, and what ends an answer."""
+"""Call upstream's sampler with an attention mask and stop sequences, in every generation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def upstream_sampler(
     new_tokens: int,
     generate_kwargs: Mapping[str, Any],
 ) -> Tensor:
-    """Upstream's ``generate``, told which prompt tokens are real."""
+    """Sample with upstream's ``generate`` and an attention mask: prompts with answers (B, S)."""
     names = ("attention_mask", "max_length", "max_new_tokens", "stop_token_ids")
     given = {key: value for key, value in generate_kwargs.items() if key not in names}
     given["max_length"] = input_ids.size(1) + new_tokens
@@ -51,13 +51,13 @@ def upstream_sampler(
 
 
 def stop_sequences(stop_token_ids: Any) -> List[List[int]]:
-    """The stop sequences in any form that a generation takes, as a list of alternatives.
+    """``stop_token_ids`` of any generation, as a list of stop sequences.
 
     Args:
         stop_token_ids: ``None``, one id, a list of ids (one sequence) or a list of either.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it has another type.
     """
     if stop_token_ids is None:
         return []
@@ -79,7 +79,7 @@ def stop_sequences(stop_token_ids: Any) -> List[List[int]]:
 
 
 def _add_generation_functions(actor: Any, input_ids: Tensor, given: Dict[str, Any]) -> None:
-    """Let Hugging Face prepare each step's inputs, as upstream's trainers do."""
+    """Add Hugging Face's input preparation to the arguments, as upstream's trainers do."""
     import torch
 
     for name, method in (
@@ -91,13 +91,13 @@ def _add_generation_functions(actor: Any, input_ids: Tensor, given: Dict[str, An
             given[name] = getattr(owner, method)
             if name == "update_model_kwargs_fn":
                 given[name] = partial(_updated, given[name])
-    # From transformers 4.42 on, its own generate brings this along and the two methods need it.
+    # From transformers 4.42 on the two methods need this, which HF's generate would supply.
     if given.get("update_model_kwargs_fn") is not None and given.get("cache_position") is None:
         given["cache_position"] = torch.arange(input_ids.size(1), device=input_ids.device)
 
 
 def _updated(update: Any, outputs: Any, model_kwargs: Any = None, **spread: Any) -> Any:
-    # v0.2.8 spreads the arguments that later samplers hand over as one.
+    # v0.2.8 passes model_kwargs as keyword arguments, later samplers as one argument.
     return update(outputs, spread if model_kwargs is None else model_kwargs)
 
 
@@ -114,10 +114,11 @@ def _ended_from_outside(
     given: Dict[str, Any],
     stops: Sequence[Sequence[int]],
 ) -> Tensor:
-    """Sample in G3, whose sampler writes stop tokens over the last tokens of a row it cuts off.
+    """Sample in G3 without its own stopping, which overwrites the last tokens of cut-off rows.
 
-    It is not told of stop sequences and is offered one token more than it may sample: the
-    preparation of its steps sees all rows, and leaves when each has ended or is full.
+    The sampler gets no stop sequences and a ``max_length`` one token too large. The function that
+    prepares each step's inputs sees all rows; it stops the sampler by an exception when every
+    answer has ended or ``max_length`` is reached.
     """
     from coati.models.generation import _is_sequence_finished
 
@@ -145,7 +146,7 @@ def _ended_from_outside(
 
 @contextmanager
 def _padding_left(tokenizer: Any) -> Iterator[None]:
-    """Satisfy upstream's assertion about the tokenizer's side: these prompts are left-padded."""
+    """Set the tokenizer's side to left, as upstream asserts; the prompts are left-padded."""
     side = getattr(tokenizer, "padding_side", "left")
     if side == "left":
         yield
@@ -158,5 +159,5 @@ def _padding_left(tokenizer: Any) -> Iterator[None]:
 
 
 def end_tokens(eos_token_id: Any) -> List[List[int]]:
-    """The end token as a list of stop sequences, empty where there is none."""
+    """The EOS token as a list of stop sequences, empty if there is none."""
     return [] if eos_token_id is None else [[int(eos_token_id)]]

@@ -1,4 +1,4 @@
-"""What the patch changes: everything between the prompts and the losses of a PPO or GRPO step."""
+"""The sites: everything between the prompts and the losses of a PPO or GRPO step."""
 
 from __future__ import annotations
 

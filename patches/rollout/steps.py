@@ -1,4 +1,4 @@
-"""The built-in steps of the pipeline, one hook each, in the order in which they are taken.
+"""The built-in hooks of the pipeline, in the order in which they run.
 
 The sampler is in :mod:`coati_ext.patches.rollout.sampler`. Letters: B rows, A action columns.
 """
@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 @hookimpl(specname="align_prompts")
 def compacted(input_ids: Tensor, attention_mask: Tensor) -> Any:
-    """Real tokens moved to the right end of each row, columns of nothing but pads dropped."""
+    """Left-pad each row without gaps, and drop the columns that are padding in every row."""
     return tensors.trimmed(*tensors.left_frame(input_ids, attention_mask))
 
 
 @hookimpl(specname="mark_actions")
 def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence[int]]) -> Any:
-    """The sampled tokens up to the first end of a stop sequence, which is the last action."""
+    """Mark the sampled tokens up to and including the first stop sequence as actions."""
     return tensors.answer_mask(sequences, prompt_width, stops)
 
 
 @hookimpl(specname="action_log_probs")
 def from_logits(model: Any, frame: Frame) -> Tensor:
-    """Log-probabilities (B, A) from a forward over whole rows."""
+    """Log-probabilities (B, A) from one forward over prompt and answer."""
     inputs: Dict[str, Any] = frame_inputs(model, frame.attention_mask, frame.position_ids)
-    if accepts(model, "num_actions"):  # before v0.3.1 the actor gives log-probabilities itself
+    if accepts(model, "num_actions"):  # before v0.3.1 the actor returns log-probabilities
         log_probs: Tensor = model(frame.sequences, frame.num_actions, **inputs)
         return log_probs
     if accepts(model, "use_cache"):
@@ -45,27 +45,27 @@ def from_logits(model: Any, frame: Frame) -> Tensor:
 
 @hookimpl(specname="state_values")
 def from_critic(model: Any, frame: Frame) -> Tensor:
-    """Values (B, A) from a forward over whole rows by the critic of this patch."""
+    """Values (B, A) from one forward over prompt and answer, by the patched critic."""
     values: Tensor = model(frame.sequences, attention_mask=frame.attention_mask.long())
     return values[:, -frame.num_actions :]
 
 
 @hookimpl(specname="score_rows")
 def from_reward_model(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Tensor:
-    """Scores (B,) of rows in the frame, as the reward model saw them in its own training."""
+    """Scores (B,) of the rows in the frame, with the padding of reward-model training."""
     score: Tensor = model(frame.sequences, attention_mask=frame.attention_mask, **extras)
     return score
 
 
 @hookimpl(specname="shape_reward")
 def terminal(score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
-    """The score once, on the last action, and the KL penalty on each: (B, A)."""
+    """The score on the last action, minus a KL penalty on every action: (B, A)."""
     return tensors.terminal_reward(score, _penalty(log_ratio, action_mask, kl_coef), action_mask)
 
 
 @hookimpl(specname="shape_reward")
 def every_token(score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
-    """The score and the KL penalty on each action: (B, A)."""
+    """The score minus a KL penalty, both on every action: (B, A)."""
     return tensors.every_token_reward(score, _penalty(log_ratio, action_mask, kl_coef), action_mask)
 
 
@@ -73,7 +73,7 @@ def _penalty(log_ratio: Tensor, action_mask: Tensor, kl_coef: float) -> Tensor:
     settings = options("rollout")
     if settings.advantage != "sequence":
         return kl_coef * tensors.kl_estimate(log_ratio, settings.kl or "k1")
-    # The mean over the answer, as upstream has it, of which each action carries its share.
+    # Upstream's G1 and G2 penalise the mean KL of the answer; each action gets its part of it.
     actions = action_mask.sum(dim=1, keepdim=True).clamp(min=1)
     return kl_coef * tensors.kl_estimate(log_ratio, settings.kl or "k3") / actions
 
@@ -86,13 +86,13 @@ def gae(values: Tensor, rewards: Tensor, action_mask: Tensor, gamma: float, lam:
 
 @hookimpl(specname="estimate_advantages")
 def sequence(values: Tensor, rewards: Tensor, action_mask: Tensor) -> Tensor:
-    """The whole reward less the value at the last prompt token, for each action: (B, A)."""
+    """The answer's summed reward minus the value of the prompt, for each action: (B, A)."""
     return tensors.sequence_advantage(values, rewards, action_mask)
 
 
 @hookimpl(specname="compare_group")
 def standardised(score: Tensor, kl: Tensor, group_size: int, kl_coef: float) -> Tensor:
-    """Scores standardised within their group, penalties only centred: (B,)."""
+    """Scores standardised within their group, KL penalties only centred: (B,)."""
     return tensors.group_advantage(score, kl, group_size, kl_coef)
 
 
@@ -104,7 +104,7 @@ def unscaled(advantages: Tensor) -> Tensor:
 
 @hookimpl(specname="scale_advantages")
 def whitened(advantages: Tensor, action_mask: Tensor) -> Tensor:
-    """Advantages of mean 0 and deviation 1 over the real actions of all ranks."""
+    """Advantages with mean 0 and standard deviation 1 over the real actions of all ranks."""
     from coati_ext.rollout.ranks import total
 
     return tensors.whitened(

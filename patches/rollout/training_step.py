@@ -1,7 +1,8 @@
 """Training steps that compute log-probabilities and values as the rollout did.
 
-Upstream's step runs as it is, but sees its models through views: called on the experience, they
-answer in its frame, through the hooks that made it. Letters: B rows, A action columns.
+Upstream's step runs unchanged, but actor and critic are replaced by proxies. Called with the
+sequences of the experience, a proxy computes its result through the hooks of the rollout, with the
+same masks and position ids. Letters: B rows, A action columns.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class _Seen:
-    """A model as one training step sees it: called on the experience, it answers in its frame."""
+    """A proxy of a model: for the frame's sequences it returns ``answer(model, frame)``."""
 
     def __init__(self, model: Any, frame: Frame, answer: Callable[[Any, Frame], Any]) -> None:
         self._model, self._frame, self._answer = model, frame, answer
@@ -35,7 +36,7 @@ class _Seen:
 
 
 def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any) -> Any:
-    """One PPO step of G1 or G2 in the experience's frame; values of tokens get such targets."""
+    """One PPO step of G1 or G2 in the rollout's layout; per-token values get per-token returns."""
     frame = _frame_of(experience)
     views: Dict[str, Any] = {"critic": _Seen(self.critic, frame, _value_answer(experience))}
     if experience.values.dim() == 2:
@@ -45,7 +46,7 @@ def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any
 
 
 def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> Any:
-    """One PPO step of G3 or G4 in the experience's frame."""
+    """One PPO step of G3 or G4 in the rollout's layout."""
     frame = _frame_of(experience)
     loss = self.critic_loss_fn
 
@@ -61,7 +62,7 @@ def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> An
 
 
 def train_group(original: Callable[..., Any], self: Any, experience: Any) -> Any:
-    """One GRPO step of G4 in the experience's frame."""
+    """One GRPO step of G4 in the rollout's layout."""
     with _seen_as(self, **_actor_views(self, _frame_of(experience))):
         return original(self, experience)
 
@@ -80,7 +81,7 @@ def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
         log_probs = choice("action_log_probs")(model, frame)
         return log_probs if accepts(model, "num_actions") else {"logits": log_probs}
 
-    # Masked also where apply_loss_mask is off: the other columns of an answer are pads.
+    # Always masked, even with apply_loss_mask off: the masked columns are padding.
     def weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, **_: Any) -> Any:
         scaled = choice("scale_advantages")(advantages.expand_as(old), frame.action_mask)
         return loss(log_probs, old, scaled, action_mask=frame.action_mask)
@@ -97,10 +98,10 @@ def _value_answer(experience: Any) -> Callable[[Any, Frame], Tensor]:
 
 
 def _loss_of_tokens(loss: Any, experience: Any, frame: Frame) -> Callable[..., Tensor]:
-    """The value loss of G1 and G2 with returns for targets, over the real actions."""
+    """The value loss of G1 and G2 over the real actions, with per-token returns as targets."""
     real = frame.action_mask
     returns = experience.advantages + experience.values
-    share = real.numel() / real.sum().clamp(min=1)  # upstream's mean counts every column
+    share = real.numel() / real.sum().clamp(min=1)  # upstream averages over all columns
 
     def loss_of_tokens(values: Tensor, old: Tensor, *_: Any, **__: Any) -> Tensor:
         masked = (item.masked_fill(~real, 0) for item in (values, old, returns))

@@ -1,11 +1,11 @@
-"""Losses that are finite with finite gradients, masked, and agreed upon by all ranks.
+"""Losses with finite values and gradients, with masks, and with one skip decision for all ranks.
 
-``-log(sigmoid(d))`` and ``log(1 + exp(-d))`` overflow written out (at a margin of -18 and -12 in
-fp16, -89 in fp32); upstream uses ``logsigmoid`` for the first since its third generation. The
-trainer of G3 and G4 builds its default loss with an argument that the loss does not have. PPO's
-policy loss overflows at a log-ratio of 89, its value loss is nan without an action, or has no mask;
-and whether a step of G3 and G4 is skipped is decided by each rank for itself, so that one can wait
-forever for the backward of another.
+``-log(sigmoid(d))`` and ``log(1 + exp(-d))`` overflow if computed as written (at a margin of -18
+and -12 in fp16, -89 in fp32); from G3 on, upstream uses ``logsigmoid`` for the first. The trainer
+of G3 and G4 creates its default loss with an argument that the loss does not take. PPO's policy
+loss overflows at a log-ratio of 89. Its value loss is nan without an action (G3, G4) or has no mask
+(G1, G2). In G3 and G4 each rank decides alone whether to skip a step, so the other ranks can hang
+in the backward pass.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``doctor --live`` measures of losses, each through the installed coati."""
+"""Defects of losses that ``doctor --live`` measures with the installed coati."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def measure_log_exp() -> float:
 
 
 def measure_default_loss() -> float:
-    """Construct the trainer without a loss; 1 if it has none afterwards."""
+    """1 if a trainer constructed with ``loss_fn=None`` has no loss, else 0."""
     from coati.trainer import RewardModelTrainer
 
     parameters = signature(RewardModelTrainer.__init__).parameters
@@ -91,7 +91,7 @@ def measure_default_loss() -> float:
 
 
 def measure_policy_gradient() -> float:
-    """How many of three gradients of the policy loss are not finite."""
+    """The number of non-finite gradients of the policy loss, of three."""
     import torch
     from coati.models.loss import PolicyLoss
 
@@ -104,7 +104,7 @@ def measure_policy_gradient() -> float:
 
 
 def measure_unmasked_value() -> float:
-    """How much a value in a masked column changes the value loss of tokens."""
+    """How much a value in a masked column changes the per-token value loss."""
     import torch
 
     mask = torch.tensor([[True, True, False]])
@@ -114,14 +114,14 @@ def measure_unmasked_value() -> float:
 
 
 def measure_empty_value() -> float:
-    """The value loss of rows in which no column is an action."""
+    """The value loss of rows without a real action."""
     import torch
 
     return _value_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.bool))
 
 
 def _value_loss(values: Any, target: Any, mask: Any) -> float:
-    """Upstream's loss of values (B, A) that were 0; the target is reward or advantage."""
+    """The value loss of values (B, A) whose old values are 0; the target is reward or advantage."""
     import torch
     from coati.models.loss import ValueLoss
 

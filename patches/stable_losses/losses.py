@@ -36,7 +36,7 @@ def policy_loss_or_skip(
 ) -> Tuple[Tensor, bool, Tensor]:
     """PPO's policy loss, whether to skip the step, and the largest ratio, for G3 and G4.
 
-    A step is skipped when the mean ratio of the real actions of all ranks is over the threshold.
+    A step is skipped if the mean ratio over the real actions of all ranks exceeds the threshold.
     """
     import torch
 
@@ -70,7 +70,7 @@ def value_loss_of_reward(
     reward: Tensor,
     action_mask: Optional[Tensor] = None,
 ) -> Tensor:
-    """PPO's value loss for G1 and G2: upstream's of whole answers (B,), masked of tokens (B, A)."""
+    """PPO's value loss for G1 and G2: upstream's for values (B,), ours, masked, for (B, A)."""
     if values.dim() == 1 or action_mask is None:
         return original(self, values, old_values, reward)
     return tensors.value_loss(values, old_values, reward, action_mask, self.clip_eps)

@@ -7,4 +7,4 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Options:
-    """``[stable_losses]``, which has nothing to set beside ``enabled``."""
+    """``[stable_losses]``, which has no option except ``enabled``."""

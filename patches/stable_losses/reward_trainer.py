@@ -1,4 +1,4 @@
-"""``RewardModelTrainer.__init__`` of G3 and G4, whose default loss cannot be made."""
+"""``RewardModelTrainer.__init__`` of G3 and G4, which fails to create its default loss."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, Callable
 
 
 def default_loss(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
-    """Construct the trainer with the loss that ``loss_fn=None`` means."""
+    """Construct the trainer; ``loss_fn=None`` becomes ``LogSigLoss()``."""
     from coati.models import LogSigLoss
 
     call = signature(original).bind(*args, **kwargs)

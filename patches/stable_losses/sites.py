@@ -1,4 +1,4 @@
-"""What the patch changes: the losses, and the trainer that makes one of them by default."""
+"""The sites: the losses, and the constructor of the reward trainer, which creates one of them."""
 
 from __future__ import annotations
 

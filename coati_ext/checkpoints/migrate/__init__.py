@@ -1,7 +1,8 @@
 """Re-fit the value head of a mean-pooled reward model (G1) so that it reads the last real token.
 
-The backbone stays as it is. Its hidden state at the last real token of every answer is computed
-once, in batches that survive a kill; on those the head is the solution of a convex problem.
+The backbone is frozen. Its hidden state at the last real token of every answer is computed once
+and saved batch by batch, so that an interrupted run can resume. Fitting the head to these features
+is a convex problem.
 
 Letters: B rows, S sequence columns, H hidden, N pairs.
 """
@@ -30,11 +31,11 @@ Facts = Dict[str, Any]
 
 
 def migrate(task: Task) -> Facts:
-    """Write the re-fitted reward model and tell what has become of its scores.
+    """Write the re-fitted reward model, and return metrics before and after.
 
     Raises:
         InputError: the checkpoint, the data or a folder cannot be used; nothing is written.
-        StampError: the checkpoint carries a corrupt stamp.
+        StampError: the checkpoint has a corrupt stamp.
     """
     _check_output(task)
     pairs = read_pairs(task.data)
@@ -51,9 +52,9 @@ def migrate(task: Task) -> Facts:
     old = model.head
     weight = fit(features.hidden[fitted], old.weight[0])
     refitted = Head(weight.unsqueeze(0), torch.zeros(1, dtype=weight.dtype))
-    # Pairs say nothing about the zero of the scores, so their mean stays where it was.
+    # The pairwise loss is shift-invariant, so the bias keeps the mean score.
     drop = features.old[fitted].double().mean() - refitted(features.hidden[fitted]).mean()
-    # What is written is what is told: the head is rounded as the checkpoint keeps it.
+    # Round to the checkpoint's dtype first, so that the metrics describe the written head.
     new = Head(weight.unsqueeze(0).to(old.weight.dtype), drop.view(1).to(old.bias.dtype))
 
     hidden, before = features.hidden[held_out], features.old[held_out].double()
@@ -131,7 +132,7 @@ def _device(name: str) -> torch.device:
 
 
 def _write(task: Task, weights: Weights, tokenizer: Any, prefix: str) -> None:
-    """Write the stamped checkpoint at once, and take away what led to it."""
+    """Write the stamped checkpoint atomically, and delete the folder of intermediate results."""
     mark = stamp.Stamp(
         kind=stamp.REWARD_MODEL,
         pooling=stamp.EOS,
@@ -145,6 +146,6 @@ def _write(task: Task, weights: Weights, tokenizer: Any, prefix: str) -> None:
     stamp.put(weights, mark, prefix.rstrip("."))
     new = task.part / "checkpoint.new"
     torch.save(weights, str(new))
-    _check_output(task)  # somebody may have written there meanwhile
+    _check_output(task)  # again: the file may have appeared during the computation
     os.replace(str(new), str(task.output))
     shutil.rmtree(str(task.part))

@@ -1,4 +1,4 @@
-"""A reward model of G1 from its checkpoint, without coati."""
+"""Load a G1 reward model from its checkpoint, without coati."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_weights(checkpoint: Path) -> Weights:
     """The state dict of a checkpoint: one file, or a folder of shards with its index.
 
     Raises:
-        InputError: it is none.
+        InputError: it does not exist or is not a checkpoint.
     """
     weights: Weights = OrderedDict()
     files = files_of(checkpoint)
@@ -36,7 +36,7 @@ def read_weights(checkpoint: Path) -> Weights:
             if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
                 raise InputError(f"{file} holds no state dict, but {type(found).__name__}")
             if len(files) == 1 and isinstance(found, OrderedDict):
-                return found  # with its metadata
+                return found  # unchanged, to keep its _metadata
             weights.update(found)
     return weights
 
@@ -90,14 +90,14 @@ class RewardModel:
             raise InputError(f"{source} has no {error}, which a value head needs") from error
         inner = self.prefix + "model."
         own = {key[len(inner) :]: weights[key] for key in weights if key.startswith(inner)}
-        # Half precision is slow on a CPU where it is not missing.
+        # On a CPU half precision is slow or not implemented.
         dtype = self.head.weight.dtype if device.type != "cpu" else torch.float32
         self.device = device
         self.backbone = _backbone(folded(own), pretrained, source).to(device, dtype).eval()
 
     def with_head(self, weights: Weights, head: Head) -> Weights:
-        """The checkpoint's weights under another head; keys and dtypes stay."""
-        changed = copy.copy(weights)  # keeps the metadata of a state dict
+        """The weights with another head; keys and dtypes are unchanged."""
+        changed = copy.copy(weights)  # keeps _metadata
         changed[self.prefix + "value_head.weight"] = head.weight
         changed[self.prefix + "value_head.bias"] = head.bias
         return changed
@@ -111,7 +111,7 @@ class RewardModel:
         return last.float().cpu()
 
     def mean_pooled(self, rows: Dict[str, Tensor]) -> Tensor:
-        """The scores (B,) that G1 gives to rows: the mean over every column but the last."""
+        """The scores (B,) as in G1: the mean over every column but the last, pads included."""
         ids, mask = self._inputs(rows)
         hidden = self.backbone(ids, attention_mask=mask)["last_hidden_state"]
         return self.head(hidden[:, :-1].float().mean(dim=1).cpu()).float()
@@ -128,11 +128,11 @@ class RewardModel:
 
 
 def folded(weights: Weights) -> Weights:
-    """Weights with their low-rank terms added: W + B A / r, which is G1's ``LoraLinear``.
+    """Merge LoRA weights as in G1's ``LoraLinear``: W + B A / r.
 
     Args:
-        weights: of a backbone; ``lora_A`` (r, in) and ``lora_B`` (out, r) beside ``weight`` (out,
-            in), where there are any.
+        weights: of a backbone; where present, ``lora_A`` (r, in) and ``lora_B`` (out, r) are merged
+            into ``weight`` (out, in).
     """
     merged = {key: value for key, value in weights.items() if ".lora_" not in key}
     for key in weights:
@@ -145,7 +145,7 @@ def folded(weights: Weights) -> Weights:
 
 
 def _backbone(weights: Weights, pretrained: str, source: str) -> Any:
-    """The model of a configuration with exactly these weights."""
+    """Build the backbone from its configuration, and load the weights with a strict check."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -153,7 +153,7 @@ def _backbone(weights: Weights, pretrained: str, source: str) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"--pretrained {pretrained} has no configuration: {error}") from error
     config.use_cache = False
-    config.torch_dtype = torch.float32  # not that of some other checkpoint
+    config.torch_dtype = torch.float32  # the configuration may name the dtype of its own weights
     model = AutoModel.from_config(config)
     embedding = model.get_input_embeddings()
     name = next(n for n, value in model.named_parameters() if value is embedding.weight)
@@ -180,6 +180,6 @@ def _backbone(weights: Weights, pretrained: str, source: str) -> Any:
 
 
 def _counts(key: str) -> bool:
-    """Whether a key is a weight, not a constant that some releases of transformers save."""
+    """Whether a key is a weight, not a constant buffer saved by some releases of transformers."""
     constants = (".attn.bias", ".masked_bias", ".attention.bias", ".inv_freq", "position_ids")
     return not key.endswith(constants)

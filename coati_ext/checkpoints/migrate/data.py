@@ -1,4 +1,4 @@
-"""The user's preference pairs, and their tokenizer."""
+"""Read the preference pairs and load the tokenizer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ANSWERS = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Pair:
-    """One preference, and the line of the data file that it stands in."""
+    """One preference pair, and its line in the data file."""
 
     line: int
     texts: Dict[str, str]
-    """``chosen`` and ``rejected``, each with its prompt before it."""
+    """``chosen`` and ``rejected``, each preceded by the prompt."""
 
 
 def read_pairs(file: Path) -> List[Pair]:
     """The preference pairs of a JSON Lines file.
 
     Raises:
-        InputError: it cannot be read, or a line is no pair; the first of them are named.
+        InputError: the file cannot be read, or lines are not pairs; the first of them are named.
     """
     try:
         text = file.read_text(encoding="utf-8")
@@ -69,10 +69,10 @@ def _pair(line: str, number: int) -> Pair:
 
 
 def split(pairs: int, share: float) -> Tuple[List[int], List[int]]:
-    """Which pairs are fitted on and which held out; the same for the same number and share.
+    """The indices of the fitted and of the held-out pairs; deterministic.
 
     Raises:
-        InputError: none would be left on one side.
+        InputError: one of the two sets would be empty.
     """
     count = round(pairs * share)
     if not 0 < count < pairs:
@@ -85,10 +85,10 @@ def split(pairs: int, share: float) -> Tuple[List[int], List[int]]:
 
 
 def load_tokenizer(name: str) -> Any:
-    """The tokenizer that the rows are made with.
+    """Load the tokenizer; if it has no pad token, EOS becomes the pad token.
 
     Raises:
-        InputError: there is none, or it has no end token.
+        InputError: there is no such tokenizer, or it has no EOS token.
     """
     from transformers import AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""What the backbone says of every answer, computed once, in batches that survive a kill."""
+"""Hidden states and old scores of all answers, saved batch by batch so that a run can resume."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _PLAN = "coati_ext.checkpoints.migrate.json"
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone says of N pairs, the chosen answer of each before the rejected one."""
+    """Hidden states and old scores of N pairs; index 0 of each pair is the chosen answer."""
 
     hidden: Tensor
     """(N, 2, H) float32, at the last real token."""
     old: Tensor
-    """(N, 2) float32, the scores in the old form."""
+    """(N, 2) float32, the mean-pooled scores of G1."""
 
 
 def compute(
     task: Task, model: RewardModel, tokenizer: Any, pairs: Sequence[Pair]
 ) -> Tuple[Features, int]:
-    """The features of all pairs, and how many batches of them were there already."""
+    """The features of all pairs, and how many batches were read from an earlier run."""
     end_kept = copy.deepcopy(tokenizer)
     end_kept.padding_side = end_kept.truncation_side = "left"
     cut = {"max_length": task.max_length, "truncation": True, "return_tensors": "pt"}
@@ -65,12 +65,12 @@ def compute(
 
 
 def batches_of(pairs: Sequence[Pair], size: int) -> List[Sequence[Pair]]:
-    """The pairs, so many at a time."""
+    """The pairs in batches of ``size``."""
     return [pairs[start : start + size] for start in range(0, len(pairs), size)]
 
 
 def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
-    """Make the folder of features, or find the one of an earlier run of the same task."""
+    """Create the folder of features, or check that an existing one is of the same task."""
     pads = f"{tokenizer.pad_token_id} on the {tokenizer.padding_side}"
     plan = {
         "coati-ext": __version__,

@@ -1,4 +1,4 @@
-"""A value head, the best one for some pairs, and how good its scores are."""
+"""A value head, its fit to preference pairs, and metrics of its scores."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Head:
-    """A value head, in double precision."""
+    """A value head that computes in double precision."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = weight
@@ -22,19 +22,20 @@ class Head:
 
 
 def fit(hidden: Tensor, start: Tensor) -> Tensor:
-    """The weight (H,) of least pairwise logistic loss near an old one, in double precision.
+    """Fit the weight (H,) to the pairwise logistic loss, with an L2 penalty, in double precision.
 
-    Each component counts in units of its own spread. A move from the start costs half its squared
-    length, times H/N: as if one that changes the margins by about 1 were expected. This settles
-    what the pairs leave open, and as the start itself costs nothing, its loss is never exceeded.
+    With features standardised by the spread of their differences, the penalty on the change dw of
+    the weight is (H/2N) ||dw||^2. This corresponds to a prior under which dw changes the margins by
+    about 1. It fixes the directions that the pairs do not determine. The penalty is 0 at the start,
+    so the loss of the result is never above that of the start.
 
     Args:
-        hidden: (N, 2, H), the chosen answer of each pair before the rejected one.
+        hidden: (N, 2, H); index 0 of each pair is the chosen answer.
         start: (H,), the old weight.
     """
     difference = hidden[:, 0].double() - hidden[:, 1].double()
     spread = difference.pow(2).mean(dim=0).sqrt()
-    # What varies by less than a hundredth of its size may be rounding, which is not to be blown up.
+    # A spread below 1 % of the feature's size may be rounding noise; do not scale that up to 1.
     size = hidden.double().pow(2).mean(dim=(0, 1)).sqrt()
     unit = torch.maximum(spread, size / 100).clamp(min=torch.finfo(torch.float64).tiny)
     scaled, margin = difference / unit, difference @ start.double()
@@ -70,14 +71,14 @@ def loss(scores: Tensor) -> float:
 
 
 def correlation(one: Tensor, other: Tensor) -> Optional[float]:
-    """Pearson's correlation of two lists of numbers; ``None`` where one does not vary."""
+    """Pearson's correlation of two vectors; ``None`` if one of them is constant."""
     one, other = one - one.mean(), other - other.mean()
     size = one.norm() * other.norm()
     return float(one @ other / size) if size > 0 else None
 
 
 def ranks(values: Tensor) -> Tensor:
-    """The rank of each number, equal ones sharing the mean of theirs."""
+    """The rank of each number; ties get their mean rank."""
     ordered = values.sort().values
     below = torch.searchsorted(ordered, values)
     return (below + torch.searchsorted(ordered, values, right=True)).double() / 2

@@ -1,4 +1,4 @@
-"""What ``coati-ext migrate`` is asked for."""
+"""The arguments of ``coati-ext migrate``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Task:
-    """What ``coati-ext migrate`` is asked for."""
+    """The arguments of ``coati-ext migrate``."""
 
     checkpoint: Path
     pretrained: str
@@ -22,5 +22,5 @@ class Task:
 
     @property
     def part(self) -> Path:
-        """The folder of what is computed so far."""
+        """The folder of intermediate results, from which an interrupted run resumes."""
         return self.output.with_name(f"{self.output.name}.part")

@@ -1,4 +1,4 @@
-"""What ``doctor --live`` measures of rollouts and PPO steps, each through the installed coati."""
+"""Defects of rollouts and PPO steps that ``doctor --live`` measures with the installed coati."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROWS = (
     (
         "reward in PPO, pad == eos",
         "largest difference of a score from that of the same row in training form, BLOOM",
-        ("G1", "G2", "G4"),  # in G3 the pad attended in place of the end token is that token
+        ("G1", "G2", "G4"),  # in G3 a pad is attended instead of EOS: here the same token
         "rows:measure_score_where_eos_pads",
     ),
     (
@@ -146,6 +146,6 @@ DEFECTS = (
         "largest advantage among answers of equal reward, kl_coef 0.01",
         ("G4",),
         f"{__name__}.values:measure_group_noise",
-        tolerance=0.05,  # what that penalty itself amounts to
+        tolerance=0.05,  # the size of the KL penalty itself
     ),
 )

@@ -1,7 +1,7 @@
-"""Experience of given or of sampled answers, for the measures of this folder.
+"""Make experience from given or from sampled answers, for the measurements in this folder.
 
-Most measures replace upstream's ``generate`` by one that appends given answers: what is made of an
-answer is measured then, not what is sampled. Letters: B rows, A action columns.
+Most measurements replace upstream's ``generate`` by a function that appends given answers, so that
+they do not depend on sampling. Letters: B rows, A action columns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Rows = Sequence[Sequence[int]]
 PROMPTS = [[1, 9, 8, 7], [1, 14, 6, 33, 21, 40, 17, 30]]
 ANSWERS = [[20, 21, 22, 2], [29, 30, 31, 32, 33, 34, 2]]
 ROOM = 24
-"""Columns for a prompt and its answer."""
+"""Maximum length of prompt and answer together."""
 
 
 def answered(
@@ -33,7 +33,7 @@ def answered(
     maker: Any = None,
     **maker_options: Any,
 ) -> Any:
-    """The Experience that a maker, or one of the models, makes of given answers."""
+    """The Experience for given answers, from ``maker`` or from a new maker of the models."""
     from coati_ext.testing import experience_maker, make_experience
 
     maker = maker or experience_maker(models, tokenizer=tokenizer, **maker_options)
@@ -46,7 +46,7 @@ def answered(
 
 @contextmanager
 def answering(answers: Rows, pad_token_id: int) -> Iterator[None]:
-    """Let upstream's ``generate`` append these answers to the prompts, one after the other."""
+    """Replace upstream's ``generate``: append these answers, in order, to the prompts."""
     import torch
 
     coming = iter(answers)
@@ -58,7 +58,7 @@ def answering(answers: Rows, pad_token_id: int) -> Iterator[None]:
         return torch.cat([input_ids, torch.tensor(rows)], dim=1)
 
     names = ("coati.experience_maker.naive", "coati.models.base.actor", "coati.models.generation")
-    for name in names:  # the last two up to v0.3.0 and in v0.3.1
+    for name in names:  # models.base.actor up to v0.3.0, models.generation in v0.3.1
         home = import_module(name)
         if hasattr(home, "generate"):
             break
@@ -69,7 +69,7 @@ def answering(answers: Rows, pad_token_id: int) -> Iterator[None]:
 def sampled(
     maker: Any, tokenizer: Any, prompts: Rows, side: str = "left", **generate_kwargs: Any
 ) -> Any:
-    """The Experience that a maker makes of answers that it samples."""
+    """The Experience that a maker returns for answers that it samples."""
     from coati_ext.testing import make_experience
 
     ids, mask = _padded(prompts, tokenizer, side)
@@ -80,7 +80,7 @@ def sampled(
 
 
 def _truth(maker: Any, prompts: Rows) -> Any:
-    """What G4 cannot do without unless it is patched."""
+    """The ``gt_answer`` argument, which unpatched G4 requires."""
     known = signature(maker.make_experience).parameters
     return {"gt_answer": [None] * len(prompts)} if "gt_answer" in known else {}
 
@@ -99,7 +99,7 @@ def actions_of(experience: Any) -> List[List[int]]:
 
 
 def indifferent() -> Any:
-    """A reward model that gives every row 0."""
+    """A reward model that returns 0 for every row."""
     import torch
 
     class Indifferent(torch.nn.Module):
@@ -111,7 +111,7 @@ def indifferent() -> Any:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """The same random numbers each time, and afterwards as if none had been drawn."""
+    """Seed torch inside a ``with`` block, and restore the random state afterwards."""
     import torch
 
     with torch.random.fork_rng(devices=[]):

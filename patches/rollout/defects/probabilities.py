@@ -1,4 +1,4 @@
-"""Of log-probabilities, policy ratios and KL."""
+"""Measure log-probabilities, policy ratios and KL."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def measure_old_log_probs() -> float:
-    """The largest difference of a stored log-probability from that of the row alone, unpadded."""
+    """The largest difference between a stored log-probability and that of the unpadded row."""
     import torch
 
     from coati_ext.testing import tiny_models, tiny_tokenizer
@@ -40,7 +40,7 @@ def measure_dropout() -> float:
         if isinstance(getattr(module, "dropout", None), float):
             module.dropout = 0.1
     disable = getattr(import_module("coati.models"), "disable_dropout", None)
-    if disable is not None:  # which the scripts of G3 and G4 call
+    if disable is not None:  # the scripts of G3 and G4 call it
         disable(models.actor)
     made = answered(models, tiny_tokenizer(padding_side="left"))
     models.actor.train()
@@ -53,7 +53,7 @@ def measure_dropout() -> float:
 
 
 def measure_penalty() -> float:
-    """The nats by which the KL penalty of an answer that the actor finds unlikely is over 10."""
+    """By how many nats the KL penalty per token exceeds 10, with answers unlikely for the actor."""
     from coati_ext.testing import tiny_models, tiny_tokenizer
 
     models = tiny_models("gpt2")._replace(reward_model=indifferent())
@@ -64,7 +64,7 @@ def measure_penalty() -> float:
 
 
 def measure_logged_kl() -> float:
-    """The lowest logged KL of actions that the reference model finds unlikely, if below zero."""
+    """The lowest logged KL of actions unlikely under the reference model; 0 if none is negative."""
     from coati_ext.testing import tiny_models, tiny_tokenizer
 
     models = tiny_models("gpt2")
@@ -84,7 +84,7 @@ def _log_probs(actor: Any, ids: Tensor, mask: Tensor, actions: int) -> Tensor:
 
 
 def sharpen(model: Any) -> None:
-    """Let a GPT-2 be so sure of itself that it finds almost every token impossible."""
+    """Scale a GPT-2's final layer norm, so that almost every token gets near-zero probability."""
     import torch
 
     norm = next(part for name, part in model.named_modules() if name.endswith("ln_f"))

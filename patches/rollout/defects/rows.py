@@ -1,4 +1,4 @@
-"""Of the rows: what reaches the models, and what the reward model makes of it."""
+"""Measure the rows and masks that the models receive, and the scores of the reward model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .making import ANSWERS, PROMPTS, ROOM, Rows, actions_of, answered, sampled
 
 
 def measure_score() -> float:
-    """The largest difference of a score in PPO from training, with a pad token of its own."""
+    """The largest difference of a score between PPO and training, with a separate pad token."""
     return _score_difference("gpt2", "pad")
 
 
 def measure_score_where_eos_pads() -> float:
-    """The largest difference of a score in PPO from training, when the end token pads."""
+    """The largest difference of a score between PPO and training, with pad == EOS."""
     return _score_difference("bloom", "eos")
 
 
@@ -35,12 +35,12 @@ def _score_difference(family: str, pad: str) -> float:
 
 
 def measure_masks_where_eos_pads() -> float:
-    """The number of real tokens that are masked when the end token pads and stands in a prompt."""
+    """The number of real tokens that are masked if pad == EOS and a prompt contains EOS."""
     return _hidden_tokens([[1, 5, 2, 9, 8], PROMPTS[1][:7]], ANSWERS, "eos")
 
 
 def measure_masks_where_pad_is_sampled() -> float:
-    """The number of real tokens that are masked when the pad is sampled inside an answer."""
+    """The number of real tokens that are masked if the pad token is sampled inside an answer."""
     return _hidden_tokens([[1, 9, 8, 7]], [[20, 0, 21, 0, 0, 22, 23, 2]], "pad")
 
 
@@ -54,7 +54,7 @@ def _hidden_tokens(prompts: Rows, answers: Rows, pad: str) -> float:
 
 
 def measure_right_padded_prompts() -> float:
-    """The share of greedy answers that are others when their prompts are padded on the right."""
+    """The share of greedy answers that change if their prompts are padded on the right."""
     from coati_ext.testing import experience_maker, tiny_models, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(padding_side="left")
@@ -64,7 +64,7 @@ def measure_right_padded_prompts() -> float:
     def answers(rows: Rows) -> List[List[int]]:
         longest = max(map(len, rows))
         made = sampled(maker, tokenizer, rows, "right", max_length=longest + 6, top_k=1)
-        return [tokens[:5] for tokens in actions_of(made)]  # G3 may write an end over the sixth
+        return [tokens[:5] for tokens in actions_of(made)]  # G3 may overwrite the sixth with EOS
 
     alone = [answer for prompt in prompts for answer in answers([prompt])]
     return sum(a != b for a, b in zip(alone, answers(prompts))) / len(prompts)

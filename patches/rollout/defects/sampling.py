@@ -1,4 +1,4 @@
-"""Of what is sampled, and where an answer ends."""
+"""Measure the sampler and the ends of answers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .making import PROMPTS, ROOM, actions_of, sampled, seeded
 
 
 def measure_repeats() -> float:
-    """The share of answers that the next rollout of the same prompts samples again."""
+    """The share of answers that are sampled again in the next rollout of the same prompts."""
     from coati_ext.testing import experience_maker, tiny_models, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(padding_side="left")
@@ -21,12 +21,12 @@ def measure_repeats() -> float:
 
 
 def measure_no_stops() -> float:
-    """The number of answers lost when stop_token_ids is None."""
+    """The number of answers lost if stop_token_ids is None."""
     return _lost_answers(stop_token_ids=None)
 
 
 def measure_no_truth() -> float:
-    """The number of answers lost when gt_answer is left out."""
+    """The number of answers lost if gt_answer is None."""
     return _lost_answers(gt_answer=None)
 
 
@@ -35,18 +35,18 @@ def _lost_answers(**generate_kwargs: Any) -> float:
 
     tokenizer = tiny_tokenizer(padding_side="left")
     maker = experience_maker(tiny_models("llama"), tokenizer=tokenizer)
-    with seeded():  # answers of four tokens, which are cut off
+    with seeded():  # answers are cut off after four tokens
         made = sampled(maker, tokenizer, PROMPTS, max_length=12, **generate_kwargs)
     return float(len(PROMPTS) - len(made.sequences))
 
 
 def measure_pads_without_room() -> float:
-    """The number of pads among the actions when max_new_tokens does not fit."""
+    """The number of pads among the actions if max_new_tokens exceeds the room in max_length."""
     return _pads_among_actions(max_new_tokens=12)
 
 
 def measure_pads_after_cut() -> float:
-    """The number of pads among the actions of answers of three tokens."""
+    """The number of pads among the actions of answers cut off after three tokens."""
     return _pads_among_actions(max_new_tokens=3)
 
 

@@ -1,4 +1,4 @@
-"""Of values, returns and advantages."""
+"""Measure values, returns and advantages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def measure_foresight() -> float:
-    """The difference of the first value between two answers to one prompt."""
+    """The difference of the first value between two answers to the same prompt."""
     from coati_ext.testing import tiny_models, tiny_tokenizer
 
     tokenizer = tiny_tokenizer(padding_side="left")
@@ -22,7 +22,7 @@ def measure_foresight() -> float:
 
 
 def measure_batch_mates() -> float:
-    """The largest change of a value by batch mates."""
+    """The largest change of a value caused by other rows of the batch."""
     from coati_ext.testing import tiny_models, tiny_tokenizer
 
     models, tokenizer = tiny_models("gpt2"), tiny_tokenizer(padding_side="left")
@@ -38,7 +38,7 @@ def measure_batch_mates() -> float:
 
 
 def measure_lost_advantages() -> float:
-    """The share of answers without advantage when critic and reward model have the same weights."""
+    """The share of answers with zero advantage if critic and reward model have the same weights."""
     from coati_ext.testing import tiny_critic, tiny_models, tiny_tokenizer
 
     models = tiny_models("opt")._replace(critic=tiny_critic("opt", seed=2))
@@ -47,7 +47,7 @@ def measure_lost_advantages() -> float:
 
 
 def measure_old_values() -> float:
-    """The largest change of a value from the rollout to the first training step."""
+    """The largest difference of a value between the rollout and the first training step."""
     from coati_ext.testing import ppo_trainer, tiny_models, tiny_tokenizer, training_step
 
     tokenizer = tiny_tokenizer(padding_side="left")
@@ -69,9 +69,10 @@ def measure_old_values() -> float:
 
 
 def measure_return() -> float:
-    """How often a score counts beyond once, read off GAE(1, 1) with a critic that knows nothing.
+    """How many times too often a score is counted in the return, 0 if it is counted once.
 
-    A smaller gamma or lambda, which the configuration may have, counts it less than once.
+    Measured from GAE with gamma = lambda = 1 and a critic that is always 0. A smaller configured
+    gamma or lambda discounts the score, so the result is clipped at 0.
     """
     import torch
 
@@ -88,7 +89,7 @@ def measure_return() -> float:
 
 
 def measure_group_noise() -> float:
-    """The largest GRPO advantage among four answers to a prompt that are rewarded equally."""
+    """The largest GRPO advantage among four answers to a prompt with equal rewards."""
     from coati_ext.testing import tiny_actor, tiny_models, tiny_tokenizer
 
     models = tiny_models("llama")._replace(
