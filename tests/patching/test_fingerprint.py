@@ -70,3 +70,26 @@ def test_a_changed_statement_is_pointed_at():
     assert changed_statements(of(PLAIN), of(edited)) == (False, [], 1)
     renamed = PLAIN.replace("mask=None", "mask")
     assert changed_statements(of(renamed), of(PLAIN)) == (True, [], 0)
+
+
+def test_the_functions_inside_a_function_count_but_for_their_docstrings_and_hints():
+    outer = '''
+    def f(x):
+        def g(y) -> int:
+            """Twice."""
+            return 2 * y
+        return g(x)
+    '''
+    assert of(outer.replace('"""Twice."""', '"""Two times."""')) == of(outer)
+    assert of(outer.replace("(y) -> int", "(y: int)")) == of(outer)
+    assert of(outer.replace("2 * y", "3 * y")) != of(outer)
+    assert of(outer.replace("def g(", "def h(")) != of(outer)
+
+
+def test_an_empty_text_matters_but_not_as_a_piece_of_an_f_string():
+    either = 'def f(x, y):\n    return x or "" or y'
+    assert of(either) != of(either.replace('"" or ', ""))
+    plain = ast.parse('def f(x):\n    return f"<{x}>"').body[0]
+    padded = ast.parse('def f(x):\n    return f"<{x}>"').body[0]
+    padded.body[0].value.values.insert(1, ast.Constant(""))  # as Python 3.12.1 does
+    assert fingerprint(padded) == fingerprint(plain)

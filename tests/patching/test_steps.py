@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -210,3 +211,78 @@ def test_a_wrong_patch_cannot_be_declared():
         patch("two words")
     with pytest.raises(ValueError, match="patch empty has no sites"):
         Patch("empty", "", ())
+
+
+SMALL = """def f(x):
+    first(x)
+    second(x)
+    third(x)
+    return x
+
+
+class C:
+    pass
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A coati of one module."""
+    (tmp_path / "coati").mkdir()
+    (tmp_path / "coati" / "small.py").write_text(SMALL)
+    return Coati(tmp_path / "coati", "G1")
+
+
+def step_for(coati, known, *, policy="strict", verdict="fits", name="mine", target="f", **given):
+    """The one step of a patch that knows f as this text."""
+    folder = coati.root / name
+    folder.mkdir()
+    (folder / "known.py").write_text(known)
+    fingerprint = function_in(folder / "known.py", "f").fingerprint
+    known = {verdict: {"v1": fingerprint}}
+    site = Site(f"coati.small:{target}", "ours:f", GENERATIONS, **known, **given)
+    (step,) = plan_steps([Patch(name, "", (site,))], coati, policy)
+    return step
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ("", "in line 4 `third(x)` (fingerprint"),
+        ("third(x)\n    fourth(x)", "in 1 statement of upstream's missing (fingerprint"),
+        ("third(x)\n    fourth(x)\n    fifth(x)", "in 2 statements of upstream's missing (finger"),
+        ("third(x + 1)", "in line 4 `third(x)` (fingerprint"),
+    ],
+)
+def test_a_refusal_tells_what_is_new_and_how_much_is_missing_and_nothing_else(small, more, told):
+    step = step_for(small, SMALL.replace("third(x)", more))
+    assert step.state == "refused"
+    assert f"differs from upstream's v1 {told}" in step.reason
+
+
+@pytest.mark.parametrize("verdict", ["fits", "right"])
+@pytest.mark.parametrize("change", ["first", "second", "third"])
+def test_code_of_no_release_is_refused_whatever_its_fingerprint(small, verdict, change):
+    """No order of fingerprints makes unknown code known."""
+    step = step_for(small, SMALL.replace(change, "other"), verdict=verdict)
+    assert step.state == "refused"
+    state = "pending" if verdict == "fits" else "already upstream"
+    assert step_for(small, SMALL, verdict=verdict, name="same").state == state
+
+
+def test_words_from_a_file_are_as_good_as_words_in_code(small):
+    """They are equal, and not the same objects."""
+    policy, mode = json.loads('["structural", "extend"]')
+    step = step_for(small, SMALL.replace("(x):", "(y):"), policy=policy)
+    assert "policy structural does not let it through" in step.reason
+    site = Site("coati.small:C.forward", "ours:f", GENERATIONS, mode=mode)
+    (step,) = plan_steps([Patch("more", "", (site,))], small, "strict")
+    assert step.reason == "C inherits forward"
+
+
+def test_the_command_in_a_refusal_is_for_the_patch_told_first(small):
+    steps = [step_for(small, SMALL.replace("first", "other"), name=name) for name in ("one", "two")]
+    told = str(refusal(steps))
+    assert told.index("one: ") < told.index("two: ")
+    assert "`coati-ext diff one`" in told
+    assert "COATI_EXT_SET=one.enabled=false,two.enabled=false" in told

@@ -1,0 +1,166 @@
+"""Writing into imported modules: which names are written, and what counts as still ours."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import sys
+import types
+
+import pytest
+import wrapt
+
+from coati_ext.errors import DisturbedError, RefusedError
+from coati_ext.patching.apply import apply_steps, undo
+from coati_ext.patching.patch import GENERATIONS, Patch, Site
+from coati_ext.patching.source import Coati
+from coati_ext.patching.steps import plan_steps
+from helpers.upstreams import importable
+
+HOME = """
+import functools
+
+
+def f(x):
+    return x
+
+
+def twice(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return 2 * function(*args)
+    return wrapper
+
+
+@twice
+def g(x):
+    return x
+
+
+class Base:
+    def forward(self, x):
+        return x
+
+
+class C(Base):
+    pass
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A coati of two modules, of which one has taken a function from the other."""
+    package = tmp_path / "upstream" / "coati"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "home.py").write_text(HOME)
+    (package / "other.py").write_text("from coati.home import f\n\nsame = f\n")
+    ours = types.ModuleType("ours")
+    ours.plus_one = lambda original, *args: original(*args) + 1
+    ours.constant = lambda x: 100
+    monkeypatch.setitem(sys.modules, "ours", ours)
+    with importable(package.parent):
+        importlib.import_module("coati.other")
+        yield Coati(package, "G1")
+
+
+def apply(coati, *changes):
+    """Apply patches of one site each, given as (target, new, mode)."""
+    patches = []
+    for number, (target, new, mode) in enumerate(changes):
+        fits = {}
+        if mode != "extend":
+            fits["here"] = coati.function("coati.home", target).fingerprint
+        site = Site(f"coati.home:{target}", f"ours:{new}", GENERATIONS, mode=mode, fits=fits)
+        earlier = tuple(patch.name for patch in patches)
+        patches.append(Patch(f"p{number}", "", (site,), after=earlier))
+    steps = plan_steps(patches, coati, "strict")
+    assert [step.state for step in steps] == ["pending"] * len(changes)
+    return apply_steps(steps, {"coati.home": sys.modules["coati.home"]})
+
+
+def test_a_name_is_rebound_in_coati_and_left_alone_in_the_users_modules(small, monkeypatch):
+    import coati.home
+    import coati.other
+
+    original = coati.home.f
+    mine = types.ModuleType("mine")
+    mine.f = original
+    coati_like = types.ModuleType("coati_tools.sub")
+    coati_like.f = original
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    monkeypatch.setitem(sys.modules, "coati_tools.sub", coati_like)
+    monkeypatch.setitem(sys.modules, "coati.never", None)  # an import that is forbidden
+    ledger = apply(small, ("f", "plus_one", "wrap"))
+    assert [write.where for write in ledger] == [
+        "coati.home:f",
+        "coati.other:f",
+        "coati.other:same",
+    ]
+    assert coati.other.same is coati.other.f is coati.home.f is not original
+    assert mine.f is coati_like.f is original
+    undo(ledger)
+    assert coati.other.same is coati.other.f is coati.home.f is original
+
+
+def test_patches_of_one_function_are_stacked_in_order_and_undone(small):
+    import coati.home
+
+    before = dict(vars(coati.home))
+    ledger = apply(small, ("f", "plus_one", "wrap"), ("f", "plus_one", "wrap"))
+    assert coati.home.f(5) == 7
+    undo(ledger)
+    assert vars(coati.home) == before
+
+
+def test_an_inherited_method_is_extended_and_then_inherited_again(small):
+    import coati.home
+
+    ledger = apply(small, ("C.forward", "plus_one", "extend"), ("C.forward", "plus_one", "extend"))
+    assert coati.home.C().forward(5) == 7
+    assert coati.home.Base().forward(5) == 5
+    undo(ledger)
+    assert "forward" not in vars(coati.home.C)
+    assert coati.home.C().forward(5) == 5
+
+
+def test_a_decorated_function_is_known_by_what_it_wraps(small):
+    import coati.home
+
+    ledger = apply(small, ("g", "plus_one", "wrap"))
+    assert coati.home.g(5) == 11
+    undo(ledger)
+    assert coati.home.g(5) == 10
+
+
+@pytest.mark.parametrize("target", ["f", "Base.forward"])
+def test_a_decorator_of_somebody_elses_is_foreign_and_nothing_is_written(small, target):
+    import coati.home
+
+    owner = coati.home.Base if "." in target else coati.home
+    name = target.split(".")[-1]
+    original = vars(owner)[name]
+    setattr(owner, name, functools.wraps(original)(lambda *args: original(*args)))
+    before = dict(vars(owner))
+    with pytest.raises(RefusedError, match=f"coati.home:{target} was already changed"):
+        apply(small, (target, "plus_one", "wrap"))
+    assert vars(owner) == before
+
+
+@pytest.mark.parametrize(("target", "mode"), [("f", "wrap"), ("Base.forward", "replace")])
+def test_a_wrapper_that_equals_what_it_wraps_is_still_somebody_elses(small, target, mode):
+    """Tracers wrap with wrapt, whose proxies are equal to the function inside."""
+    import coati.home
+
+    owner = coati.home.Base if "." in target else coati.home
+    name = target.split(".")[-1]
+    ledger = apply(small, (target, "plus_one" if mode == "wrap" else "constant", mode))
+    ours = vars(owner)[name]
+    wrapt.wrap_function_wrapper(owner, name, lambda wrapped, _, args, __: wrapped(*args))
+    theirs = vars(owner)[name]
+    assert theirs == ours
+    with pytest.raises(DisturbedError, match=f"coati.home:{target}"):
+        undo(ledger)
+    assert vars(owner)[name] is theirs
+    setattr(owner, name, ours)
+    undo(ledger)
