@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import inspect
 import json
 
 import hypothesis
+import numpy
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -95,3 +98,55 @@ def test_reading_a_stamp_does_not_read_the_weights(tmp_path, monkeypatch):
     stamp.write(file, dataclasses.replace(SOME, pooling="beside"))
     monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("read the weights"))
     assert stamp.read(file)[0].pooling == "beside"
+
+
+def test_a_pad_token_added_behind_the_vocabulary_does_not_change_a_tokenizer():
+    padded = tiny_tokenizer()
+    padded.add_special_tokens({"pad_token": "[PAD]"})
+    assert padded.pad_token_id == padded.vocab_size
+    assert stamp.tokenizer_fingerprint(padded) == stamp.tokenizer_fingerprint(TOKENIZER)
+    padded.add_tokens(["another"])
+    assert stamp.tokenizer_fingerprint(padded) != stamp.tokenizer_fingerprint(TOKENIZER)
+
+
+def test_a_stamp_file_of_an_earlier_release_is_still_of_its_weights(tmp_path):
+    """The seals that it holds are of files that are read whole, and of one in samples."""
+    for name, size in (("a.bin", 300), ("b.bin", 3 << 20), ("c.safetensors", 5 << 20)):
+        (tmp_path / name).write_bytes(numpy.arange(size // 4, dtype=">u4").tobytes())
+    seals = {
+        "a.bin": "300-572716ec94c826dc",
+        "b.bin": "3145728-6f70fd3745ff7c04",
+        "c.safetensors": "5242880-7c2c246ec8884475",
+    }
+    content = {**SOME.as_dict(), "weights": seals}
+    (tmp_path / stamp.FILE).write_text(json.dumps(content))
+    assert stamp.read(tmp_path) == (SOME, "")
+
+
+def test_weights_are_mapped_rather_than_read_where_torch_can(tmp_path, monkeypatch):
+    weights = torch.nn.Linear(2, 2).state_dict()
+    stamp.put(weights, SOME)
+    torch.save(weights, str(tmp_path / "rm.pt"))
+    load, seen = torch.load, []
+
+    @functools.wraps(load)
+    def watched(*args, **kwargs):
+        seen.append(kwargs)
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", watched)
+    assert stamp.read(tmp_path / "rm.pt")[0] == SOME
+    (given,) = seen
+    assert given.get("mmap", False) == ("mmap" in inspect.signature(load).parameters)
+    assert given["weights_only"] is True
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_both_ends_of_a_big_file_count(tmp_path, place):
+    file = tmp_path / "rm.bin"
+    content = bytearray((5 << 20) + (1 << 16))
+    file.write_bytes(content)
+    stamp.write(file, SOME)
+    content[place] = 1
+    file.write_bytes(content)
+    assert "of other weights" in stamp.read(file)[1]

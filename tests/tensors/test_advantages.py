@@ -181,3 +181,10 @@ class TestWhitened:
         assert parts.sub(tensors.moments(values, mask)).abs().max() <= EXACT
         apart = [tensors.whitened(values[i : i + 2], mask[i : i + 2], parts) for i in (0, 2)]
         assert torch.cat(apart).sub(whitened(values, mask)).abs().max() <= 1e-6
+
+    @pytest.mark.parametrize("value", [0.1, 0.3, 0.7, 1.1, 2.3, -3.7, 1000.1])
+    @pytest.mark.parametrize("count", [3, 6, 7, 9])
+    def test_of_equal_values_is_finite_though_their_variance_rounds_below_zero(self, value, count):
+        values = torch.full((1, count), value, dtype=torch.float64)
+        got = whitened(values, torch.ones(1, count, dtype=torch.bool))
+        assert got.abs().max() <= 1e-2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -16,6 +17,11 @@ class TestKlEstimate:
     def test_k1_is_the_log_ratio(self):
         log_ratio = torch.randn(3, 4) * 30
         assert tensors.kl_estimate(log_ratio, "k1").equal(log_ratio)
+
+    def test_an_estimator_may_be_named_in_a_file(self):
+        (name,) = json.loads('["k1"]')  # equal to the word here, and not the same object
+        log_ratio = torch.tensor([[-1.0]])
+        assert tensors.kl_estimate(log_ratio, name).equal(log_ratio)
 
     @given(st.floats(-2, 2))
     def test_k3_is_its_definition(self, x):

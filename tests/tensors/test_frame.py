@@ -115,3 +115,9 @@ class TestColumns:
 
     def test_without_a_pad_token_every_token_is_real(self):
         assert tensors.without_outer_pads(torch.tensor([[0, 1]]), None).all()
+
+
+def test_every_value_of_a_mask_but_zero_is_a_real_token():
+    """As an integer mask that was inverted bit by bit has it: -1 for 0."""
+    pads = torch.tensor([[-1, 0, 0], [0, 0, -1]], dtype=torch.int8)
+    assert token_mask(torch.zeros(2, 3, dtype=torch.long), ~pads).equal(pads == 0)
