@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
+
 import pytest
 
 import coati_ext
 from coati_ext.errors import InputError, UnknownNameError
 from coati_ext.patching.patch import GENERATIONS, Site
-from coati_ext.patching.variants import Trees, with_variants
+from coati_ext.patching.variants import Trees, is_commit, with_variants
 
 TREES = Trees(
     {"G1": ("v1", "v2", "abcdef12", "v3"), "G2": ("v4",), "G3": ("v5", "1234567", "HEAD")}
@@ -143,3 +146,83 @@ def test_a_wrong_file_is_refused_by_place_and_value(small, old, new, told):
 def test_a_missing_file_is_told(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*none\.toml"):
         with_variants([site()], tmp_path / "none.toml", "mine")
+
+
+@pytest.mark.parametrize(
+    ("releases", "verdict", "label"),
+    [
+        ("v3 .. HEAD", "right", "v3"),
+        ("v3 .. HEAD", "fits", "v3 .. HEAD"),
+        ("v1, v3 .. HEAD", "right", "v1, v3 .. HEAD"),
+        ("v1 .. v2", "right", "v1 .. v2"),
+        ("HEAD", "right", "HEAD"),
+        ("stand-in G1 .. G4", "right", "stand-in G1"),
+        ("stand-in G1 .. G3", "right", "stand-in G1 .. G3"),
+        ("v2, stand-in G1 .. G4", "right", "v2"),
+    ],
+)
+def test_only_what_is_right_up_to_the_newest_is_right_since_its_first(
+    small, releases, verdict, label
+):
+    one = f'[["m:f"]]\nreleases = "{releases}"\nfingerprint = "00000001"\nmine = "{verdict}"\n'
+    small.write_text(SMALL.split("[[")[0] + one)
+    (found,) = with_variants([site()], small, "mine")
+    assert {"fits": found.fits, "right": found.right}[verdict] == {label: "00000001"}
+
+
+def test_a_commit_is_told_beside_a_stand_in_of_its_generation():
+    names = ["abcdef12", "1234567", "stand-in G1", "stand-in G3"]
+    text = "abcdef12, 1234567, stand-in G1, stand-in G3"
+    assert TREES.text(names) == text
+    assert TREES.parse(text) == tuple(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("1234567", True),
+        ("0123456789abcdef0123456789abcdef01234567", True),
+        ("0123456789abcdef0123456789abcdef012345678", False),
+        ("123456", False),
+        ("deadbeef-fix", False),
+        ("v0.3.1", False),
+    ],
+)
+def test_a_commit_is_told_from_a_release_by_its_name(name, expected):
+    assert is_commit(name) == expected
+
+
+def test_a_file_that_has_changed_is_read_again(small):
+    assert with_variants([site(generations=("G1",))], small, "mine")[0].fits
+    stat = small.stat()
+    small.write_text(SMALL.replace('mine = "fits"', 'mine = "right"'))
+    os.utime(str(small), ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000_000))
+    (found,) = with_variants([site(generations=("G1",))], small, "mine")
+    assert not found.fits
+    assert found.right
+
+
+def test_a_site_that_extends_is_told_by_the_word_and_not_the_object(small):
+    (mode,) = json.loads('["extend"]')
+    extending = site("m:C.h", mode=mode)
+    assert with_variants([extending], small, "mine") == (extending,)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b'"m:f" = [1]', 'm:f is no list of variants, ..."m:f"..'),
+        (b"trees = 3", "trees = 3: wants a table of lists"),
+        (b'trees = {G1 = ["v1", 2]}', r"\[trees\] G1 = \['v1', 2\]: wants a list of names"),
+        (b"# caf\xe9", r"cannot read .*small\.toml"),
+        (b'[["m:f"]]\nreleases = "HEAD"\nfingerprint = "00000001-3"', "wants 8 hex digits a part"),
+        (
+            b'trees = {G1 = ["v1"]}\n[["m:f"]]\nreleases = "v1 .. v1"\nfingerprint = "00000001"',
+            "'v1 .. v1' is no run over v1",
+        ),
+    ],
+)
+def test_a_file_of_another_shape_is_refused_by_place_and_value(small, content, told):
+    small.write_bytes(content)
+    with pytest.raises((InputError, UnknownNameError), match=told):
+        with_variants([site()], small, "mine")
