@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -271,3 +272,23 @@ def test_kto_and_sft_batches_do_not_change(upstream, side):
         after = batches()
     for old, new in zip(before, after):
         assert all(old[key].equal(new[key]) for key in old)
+
+
+@G34
+@pytest.mark.parametrize(
+    ("width", "kept"),
+    [(1, [2]), (2, [128000, 2]), (3, [128000, 7, 2]), (5, [128000, 5, 6, 7, 2])],
+)
+def test_a_cut_row_keeps_its_first_token_if_that_is_bos_and_there_is_room(on, width, kept):
+    """BOS as in Llama 3, whose id is no small number."""
+    from coati.dataset import DataCollatorForPromptDataset
+
+    ids, bos = json.loads("[[128000, 5, 6, 7, 2], 128000]")
+    tokenizer = SimpleNamespace(
+        bos_token_id=bos, pad_token_id=0, padding_side="right", truncation_side="right"
+    )
+    batch = DataCollatorForPromptDataset(tokenizer, width)([{"input_ids": ids, "gt_answer": ""}])
+    check_row(batch["input_ids"], batch["attention_mask"], kept, width, 0)
+    tokenizer.bos_token_id = 9
+    batch = DataCollatorForPromptDataset(tokenizer, width)([{"input_ids": ids, "gt_answer": ""}])
+    check_row(batch["input_ids"], batch["attention_mask"], ids[-width:], width, 0)
