@@ -675,3 +675,23 @@ def test_every_strategy_stamps_every_format(newest, tmp_path):
     assert first == second
     assert len(first) == len(WAYS) * len(wrappings)
     assert {key: value for key, value in first.items() if value != ["eos", 0.0]} == {}
+
+
+def test_a_loader_that_shows_each_module_all_weights_loses_none(on):
+    """As colossalai's loader of whole checkpoints does: keys of others are left alone."""
+    inside = torch.nn.ModuleDict({"before": torch.nn.Linear(2, 2), "rm": trained(seed=0)})
+    other = torch.nn.ModuleDict({"before": torch.nn.Linear(2, 2), "rm": trained(seed=1)})
+    weights = inside.state_dict()
+    keys = list(weights)
+    errors = []
+
+    def load(module, prefix=""):
+        told = weights._metadata.get(prefix[:-1], {})
+        module._load_from_state_dict(weights, prefix, told, True, [], [], errors)
+        for name, child in module._modules.items():
+            load(child, f"{prefix}{name}.")
+
+    load(other)
+    assert errors == []
+    assert list(weights) == keys
+    assert flat(other).equal(flat(inside))
