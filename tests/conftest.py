@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import subprocess
@@ -13,7 +14,6 @@ import hypothesis
 import pytest
 
 import coati_ext
-from coati_ext.patching.patch import GENERATIONS
 from coati_ext.testing.pytest_option import pytest_addoption as pytest_addoption
 from helpers import ROOT
 from helpers.interpreters import Python, add_packages, new_environment
@@ -31,6 +31,10 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: builds wheels, starts launchers or trains a model")
     config.addinivalue_line("markers", "cuda: needs a CUDA device")
     config.addinivalue_line("markers", "generations(*names): only these have what is tested")
+    config.addinivalue_line(
+        "markers", "enough(*names, why): of the stand-ins these tell it all, for this reason"
+    )
+    config.addinivalue_line("markers", "once(why): on one stack is enough, for this reason")
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -47,14 +51,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "upstream" in metafunc.fixturenames:
-        marker = metafunc.definition.get_closest_marker("generations")
-        wanted = marker.args if marker else GENERATIONS
+        names = ["generations"]
+        if not metafunc.config.getoption("--coati"):
+            names.append("enough")
+        markers = [metafunc.definition.get_closest_marker(name) for name in names]
+        wanted = [set(marker.args) for marker in markers if marker]
         folders = [
-            item for item in folders_under_test(metafunc.config) if item.generation in wanted
+            item
+            for item in folders_under_test(metafunc.config)
+            if all(item.generation in names for names in wanted)
         ]
         metafunc.parametrize(
             "upstream", folders, ids=[item.generation for item in folders], indirect=True
         )
+
+
+def pytest_collection_finish() -> None:
+    """Let no garbage collection, and no look at every object, see what the imports have made.
+
+    ``enable()`` looks at every object for methods that it cannot reach, which would be most of what
+    a test costs where hypothesis, transformers and some thousand tests are loaded.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

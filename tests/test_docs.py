@@ -98,7 +98,7 @@ def test_the_example_plugin(upstream, tmp_path):
 
 
 def test_the_example_check(python):
-    lines = python(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
+    lines = python.warm(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
     assert "no: the reward depends on padding" in lines[1]
     assert lines[2].split() == ["patches", "on:", "yes"]
 

@@ -108,7 +108,7 @@ def test_any_subset_of_patches_is_undone(upstream, chosen):
 
 
 def test_every_order_of_import_enable_and_disable(python):
-    """Three checks after each step, in a fresh interpreter for each order."""
+    """Three checks after each step, in a process for each order."""
     script = textwrap.dedent(
         """
         import sys, importlib, coati_ext
@@ -149,11 +149,11 @@ def test_every_order_of_import_enable_and_disable(python):
         for order in itertools.permutations(words, n)
         if "import" in order and "enable" in order
     }
-    # One generation tells about the engine; each start costs seconds of torch.
+    # One generation tells about the engine.
     if python.folder.parts[-1] not in ("g4", "G4") and len(orders) > 8:
         orders = set(sorted(orders)[::6])
     for order in sorted(orders):
-        python("-c", script, ",".join(order))
+        python.warm("-c", script, ",".join(order))
 
 
 def test_enabling_twice_is_enabling_once(upstream):

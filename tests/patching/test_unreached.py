@@ -185,7 +185,7 @@ def test_pickles_are_patched_where_they_are_loaded(python):
     assert differ(on, off)
 
     for flag, expected in (("off", off), ("on", on)):
-        found = json.loads(python("-c", READER, flag).stdout.splitlines()[-1])
+        found = json.loads(python.warm("-c", READER, flag).stdout.splitlines()[-1])
         if flag == "off":
             # It names the function and not the slot, as every function in a cloudpickle.
             loud = found.pop("method, cloud, after")

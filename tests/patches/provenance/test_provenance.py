@@ -611,7 +611,7 @@ def test_a_killed_save_leaves_no_stamp_that_is_not_of_its_weights(python, tmp_pa
 
     def save(moment, pooling, seed):
         arguments = [str(tmp_path), moment, sharded, pooling, seed]
-        return python("-c", script, *arguments, check=False).returncode
+        return python.warm("-c", script, *arguments, check=False).returncode
 
     moments = ("before", "within", "after")
     for moment in (*(f"{when} the weights" for when in moments), "within the stamp"):
