@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Dict, Iterator
+from typing import Callable, Dict, Iterator
 
 import hypothesis
 import pytest
@@ -113,37 +114,70 @@ def python(upstream: Upstream, tmp_path: Path) -> Python:
 
 
 @pytest.fixture
+def warm_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The processes that coati-ext's commands start are forked, which saves their imports."""
+    from coati_ext.cli import child
+    from helpers import processes
+
+    monkeypatch.setattr(child, "subprocess", processes)
+
+
+@pytest.fixture
 def bare_python(tmp_path: Path) -> Python:
     """Fresh interpreters without any coati."""
     return Python(None, tmp_path)
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     """The wheel of this source tree."""
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip"]
-    subprocess.run([*pip, "wheel", "--no-deps", "-q", "-w", str(folder), str(ROOT)], check=True)
-    (file,) = folder.glob("*.whl")
+
+    def build(folder: Path) -> None:
+        pip = [sys.executable, "-m", "pip"]
+        what = ["--no-deps", "-q", "-w", str(folder), str(ROOT)]
+        subprocess.run([*pip, "wheel", *what], check=True)
+
+    (file,) = made_once("wheel", build, tmp_path_factory, worker_id).glob("*.whl")
     return file
 
 
 @pytest.fixture(scope="session", params=["wheel", "editable"])
-def environment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def environment(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
     """The Python of a virtual environment with coati-ext, on top of this one's packages."""
-    folder = tmp_path_factory.mktemp(request.param) / "venv"
-    python = new_environment(folder)
-    what = [str(request.getfixturevalue("wheel"))]
-    if request.param == "editable":
-        source = folder.parent / "source"
-        ignore = shutil.ignore_patterns(".git", ".nox", ".venv", "__pycache__", ".*_cache")
-        shutil.copytree(str(ROOT), str(source), ignore=ignore)
-        what = ["-e", str(source)]
-    pip = [sys.executable, "-m", "pip", "--python", str(python)]
-    subprocess.run([*pip, "install", "-q", "--no-deps", *what], check=True)
-    # Only now, or pip would find the coati-ext of the environment that runs the tests.
-    add_packages(folder)
-    return python
+
+    def build(folder: Path) -> None:
+        python = new_environment(folder / "venv")
+        what = [str(request.getfixturevalue("wheel"))]
+        if request.param == "editable":
+            source = folder / "source"
+            ignore = shutil.ignore_patterns(".git", ".nox", ".venv", "__pycache__", ".*_cache")
+            shutil.copytree(str(ROOT), str(source), ignore=ignore)
+            what = ["-e", str(source)]
+        pip = [sys.executable, "-m", "pip", "--python", str(python)]
+        subprocess.run([*pip, "install", "-q", "--no-deps", *what], check=True)
+        # Only now, or pip would find the coati-ext of the environment that runs the tests.
+        add_packages(folder / "venv")
+
+    folder = made_once(f"with-{request.param}", build, tmp_path_factory, worker_id)
+    return folder / "venv" / "bin" / "python"
+
+
+def made_once(
+    name: str, build: Callable[[Path], None], factory: pytest.TempPathFactory, worker_id: str
+) -> Path:
+    """A folder that the first worker to ask for it has filled, for all of them."""
+    base = factory.getbasetemp()
+    base = base if worker_id == "master" else base.parent
+    with (base / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = base / f"{name}.done"
+        if not done.exists():
+            (base / name).mkdir()
+            build(base / name)
+            done.touch()
+    return base / name
 
 
 @pytest.fixture

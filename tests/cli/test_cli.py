@@ -95,9 +95,11 @@ def test_doctor_live_shows_each_defect_off_and_on(
     assert ("a defect remains" in view) == (verdict == "wrong")
 
 
-def test_demo_trains_with_the_flag_off_and_on(python, upstream):
-    sizes = ["--pairs", "32", "--held-out", "20", "--family", "llama"]
-    facts = json.loads(python.cli("demo", *sizes, "--json").stdout)
+def test_demo_trains_with_the_flag_off_and_on(cli, warm_children, upstream):
+    sizes = ["--pairs", "16", "--held-out", "12", "--family", "llama"]
+    status, text, _ = cli("demo", *sizes, "--json")
+    assert status == 0
+    facts = json.loads(text)
     assert facts["generation"] == upstream.generation
     off, on = facts["runs"]
     assert off["padding_shift"] > 0.01

@@ -16,6 +16,7 @@ import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import types
@@ -23,7 +24,7 @@ from datetime import timedelta
 from importlib.util import find_spec
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 from unittest import mock
 
 import torch
@@ -134,20 +135,27 @@ def run_warm(
     """Run ``python *arguments`` in a forked process: ``-c TEXT``, ``-m MODULE`` or a file, each
     with arguments of its own. Nothing of the start of an interpreter but its ``PYTHONPATH`` counts.
     """
-    folder = cwd / f"process{time.monotonic_ns()}"
-    folder.mkdir()
-    child = server().Process(
-        target=_program, args=(list(arguments), environment, str(cwd), str(folder))
-    )
-    child.start()
-    child.join(LIMIT)
-    hung = child.is_alive()
-    if hung:
-        child.kill()
-        child.join()
-    written = [(folder / name).read_text() for name in ("stdout", "stderr")]
+    with tempfile.TemporaryDirectory() as folder:
+        child = server().Process(
+            target=_program, args=(list(arguments), environment, str(cwd), folder)
+        )
+        child.start()
+        child.join(LIMIT)
+        hung = child.is_alive()
+        if hung:
+            child.kill()
+            child.join()
+        written = [Path(folder, name).read_text() for name in ("stdout", "stderr")]
     assert not hung, "\n".join([f"{arguments} goes on and on", *written])
     return subprocess.CompletedProcess([sys.executable, *arguments], child.exitcode, *written)
+
+
+def run(
+    command: Sequence[str], *, env: Dict[str, str], cwd: Optional[str] = None, **_: Any
+) -> subprocess.CompletedProcess[str]:
+    """For ``subprocess.run`` of a Python, whose output is captured as text."""
+    assert command[0] == sys.executable
+    return run_warm(command[1:], env, Path(cwd or os.getcwd()))
 
 
 def _program(arguments: List[str], environment: Dict[str, str], cwd: str, folder: str) -> None:
