@@ -8,14 +8,15 @@ import os
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
-from typing import Callable, Dict, Iterator
+from typing import Callable, Dict, Iterator, List
 
 import hypothesis
 import pytest
 
 import coati_ext
-from coati_ext.testing.pytest_option import pytest_addoption as pytest_addoption
+from coati_ext.testing import pytest_option
 from helpers import ROOT
 from helpers.interpreters import Python, add_packages, new_environment
 from helpers.upstreams import Upstream, folders_under_test, importable
@@ -25,6 +26,15 @@ hypothesis.settings.register_profile(
     "shared", deadline=None, suppress_health_check=list(hypothesis.HealthCheck)
 )
 hypothesis.settings.load_profile("shared")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    pytest_option.pytest_addoption(parser)
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="nothing slow, and each test for one generation and one family, by turns",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -65,6 +75,34 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize(
             "upstream", folders, ids=[item.generation for item in folders], indirect=True
         )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: List[pytest.Item]) -> None:
+    if not config.getoption("--quick"):
+        return
+    cases: Dict[str, List[pytest.Item]] = {}
+    for item in items:
+        if not item.get_closest_marker("slow"):
+            cases.setdefault(item.nodeid.split("[")[0], []).append(item)
+    kept = {item for name, found in cases.items() for item in by_turns(name, found)}
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = [item for item in items if item in kept]
+
+
+def by_turns(name: str, cases: List[pytest.Item]) -> List[pytest.Item]:
+    """Those of a test's cases that are for one generation and family, which depend on its name."""
+    for parameter in ("upstream", "family"):
+        values = {str(given_to(case, parameter)): None for case in cases}
+        one = list(values)[zlib.crc32(name.encode()) % len(values)]
+        cases = [case for case in cases if str(given_to(case, parameter)) == one]
+    return cases
+
+
+def given_to(case: pytest.Item, parameter: str) -> object:
+    """What a test is parametrised with, if it is."""
+    call = getattr(case, "callspec", None)
+    return call.params.get(parameter) if call else None
 
 
 def pytest_collection_finish() -> None:

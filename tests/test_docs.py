@@ -97,6 +97,7 @@ def test_the_example_plugin(upstream, tmp_path):
         assert_padding_invariant(tiny_reward_model("llama"))
 
 
+@pytest.mark.enough("G1", "G4", why="the same lines on every coati; the first and the last")
 def test_the_example_check(python):
     lines = python.warm(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
     assert "no: the reward depends on padding" in lines[1]

@@ -43,6 +43,7 @@ def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
 
 
 @pytest.mark.slow
+@pytest.mark.enough("G2", why="the tests above call the same function for every generation")
 @pytest.mark.parametrize("flag", ["0", "1"])
 def test_the_example_prints_what_it_measured(python, flag):
     sizes = ["--pairs", "16", "--held-out", "8", "--epochs", "1", "--family", "gpt2"]

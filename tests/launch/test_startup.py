@@ -191,6 +191,7 @@ class TestStarted:
         )
         assert "eos_pooling.py" in done.stdout
 
+    @pytest.mark.once(why="pytest finds an entry point alike on every stack")
     def test_pytest_takes_a_coati_without_naming_the_tests(self, installed):
         arguments = ["-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q"]
         done = subprocess.run(
