@@ -27,6 +27,7 @@ def current(session: nox.Session) -> None:
     """The newest stack that coati HEAD runs on."""
     stack(
         session,
+        "",
         *["torch==2.13.0", "transformers==4.51.3", "setuptools<81"],
         *["psutil", "peft", "einops", "galore_torch"],  # what importing colossalai needs
         "ray==2.60.0",
@@ -34,11 +35,19 @@ def current(session: nox.Session) -> None:
     )
 
 
+@nox.session(python="3.11", reuse_venv=True)
+def quick(session: nox.Session) -> None:
+    """For the inner loop: every room in two minutes, by turns on the generations and families."""
+    session.install(".[test]", "torch==2.13.0", "transformers==4.51.3", silent=True)
+    test(session, "--quick")
+
+
 @nox.session(python="3.8")
 def old(session: nox.Session) -> None:
-    """The stack of coati's first two generations."""
+    """The stack of coati's first two generations, and what may depend on a stack."""
     stack(
         session,
+        "not once",
         *["torch==1.13.1", "transformers==4.31.0", "setuptools<70", "psutil"],
         "ray==2.10.0",
         colossalai="0.3.6",
@@ -52,10 +61,15 @@ def upstream(session: nox.Session) -> None:
     session.run("python", "maintenance/upstream.py", *session.posargs)
 
 
-def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
+def stack(session: nox.Session, marked: str, *packages: str, colossalai: str) -> None:
     launchers = ["click", "fabric"]  # what `colossalai run` needs
     session.install(".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
     session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
+    test(session, "-m", marked)
+
+
+def test(session: nox.Session, *selection: str) -> None:
     arguments = session.posargs or ["-n", "auto"]
-    session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
+    command = ["python", "-m", "pytest", *selection, *arguments]
+    session.run(*command, env={"OMP_NUM_THREADS": "1"})

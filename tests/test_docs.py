@@ -97,8 +97,9 @@ def test_the_example_plugin(upstream, tmp_path):
         assert_padding_invariant(tiny_reward_model("llama"))
 
 
+@pytest.mark.enough("G1", "G4", why="the same lines on every coati; the first and the last")
 def test_the_example_check(python):
-    lines = python(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
+    lines = python.warm(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
     assert "no: the reward depends on padding" in lines[1]
     assert lines[2].split() == ["patches", "on:", "yes"]
 

@@ -21,6 +21,8 @@ def planted_ppo():
 
 
 @pytest.mark.slow
+@pytest.mark.enough("G2", "G4", why="G1 and G3 learn by the loops and losses of G2 and G4")
+@pytest.mark.once(why="each step and loss is compared on every stack; this adds them up")
 def test_a_short_patched_run_raises_the_true_score(upstream, planted_ppo):
     """Seeded, so the same each time: from -0.45 to about 0.1; unpatched G3 and G4 stay below 0."""
     with coati_ext.applied():

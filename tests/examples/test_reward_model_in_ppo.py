@@ -43,10 +43,11 @@ def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
 
 
 @pytest.mark.slow
+@pytest.mark.enough("G2", why="the tests above call the same function for every generation")
 @pytest.mark.parametrize("flag", ["0", "1"])
 def test_the_example_prints_what_it_measured(python, flag):
     sizes = ["--pairs", "16", "--held-out", "8", "--epochs", "1", "--family", "gpt2"]
-    done = python(str(SCRIPT), *sizes, "--pad", "pad", COATI_EXT=flag)
+    done = python.warm(str(SCRIPT), *sizes, "--pad", "pad", COATI_EXT=flag)
     numbers = dict(line.rsplit(":", 1) for line in done.stdout.splitlines()[-4:])
     assert (float(numbers["largest difference of a score"]) <= 1e-4) == (flag == "1")
     assert 0 <= float(numbers["pair accuracy in PPO"]) <= 1

@@ -44,12 +44,28 @@ class Python:
             text=True,
             check=False,
         )
-        if check and done.returncode:
-            raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
-        return done
+        return _checked(done) if check else done
+
+    def warm(
+        self, *arguments: str, check: bool = True, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """The same in a process that is forked from one that has imported torch and the like.
+
+        For what is not about the start of an interpreter, of which this has only ``PYTHONPATH``.
+        """
+        from helpers.processes import run_warm  # which imports torch
+
+        done = run_warm(arguments, self.environment(**variables), self.cwd)
+        return _checked(done) if check else done
 
     def cli(self, *arguments: str, **variables: Any) -> subprocess.CompletedProcess[str]:
         return self("-m", "coati_ext", *arguments, **variables)
+
+
+def _checked(done: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+    if done.returncode:
+        raise AssertionError(f"exit {done.returncode}\n{done.stdout}\n{done.stderr}")
+    return done
 
 
 def new_environment(folder: Path, *, packages: bool = False, system: bool = False) -> Path:

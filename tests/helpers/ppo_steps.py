@@ -9,8 +9,16 @@ from typing import Any, List, NamedTuple
 import torch
 from torch import Tensor
 
-from coati_ext.testing import make_experience, ppo_trainer, training_step
+from coati_ext.patching.patch import GENERATIONS
+from coati_ext.testing import (
+    families,
+    make_experience,
+    ppo_trainer,
+    tiny_tokenizer,
+    training_step,
+)
 from coati_ext.testing.padding import pad_rows
+from helpers.upstreams import Upstream
 
 LENGTH = 24
 PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 14, 6, 33, 21, 40, 17, 30], [1, 2, 7, 2, 8]]
@@ -69,6 +77,16 @@ def largest_change(step, experience):
 
 def prompts(tokenizer, width=12):
     return pad_rows(PROMPTS, pad_token_id=tokenizer.pad_token_id, side="left", width=width)
+
+
+def tokenizer_for(family: str, upstream: Upstream) -> Any:
+    """One whose pad is a token of its own or the end token.
+
+    What a pad does is between the data and the masks, and what a family does between the masks and
+    its layers: so of the two kinds each family has both, and each generation, but not together.
+    """
+    number = families().index(family) + GENERATIONS.index(upstream.generation)
+    return tiny_tokenizer(pad=("pad", "eos")[number % 2], padding_side="left")
 
 
 def trainer_of(models, tokenizer, **options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import textwrap
 import time
 from pathlib import Path
@@ -14,6 +13,7 @@ from coati_ext.errors import ConfigError
 from coati_ext.launch import rank_check
 from coati_ext.plan import make_plan
 from helpers.interpreters import free_port
+from helpers.processes import server
 
 SECONDS = 120  # that a busy machine may take to import torch
 
@@ -46,7 +46,7 @@ def start(rank, size, folder, when, config):
 
 def outcomes(folder, *ranks):
     """What came of each rank, given as (when it was enabled, its configuration)."""
-    context = multiprocessing.get_context("spawn")
+    context = server()
     processes = [
         context.Process(target=start, args=(rank, len(ranks), str(folder), when, config))
         for rank, (when, config) in enumerate(ranks)

@@ -112,7 +112,7 @@ def test_a_worker_that_has_imported_coati_already_is_armed_when_it_is_set_up(new
         print(*found)
         """
     )
-    plain, off, on, again = python("-c", script).stdout.split()
+    plain, off, on, again = python.warm("-c", script).stdout.split()
     assert plain.startswith("coati.models")
     assert (off, on, again) == (plain, OURS, OURS)
 

@@ -29,8 +29,19 @@ def imported(python, **variables):
     return set(python("-c", listing, **variables).stdout.split())
 
 
+def armed_below(installed, flags):
+    """Where the forward comes from in a subprocess that has these flags."""
+    # An isolated interpreter ignores PYTHONPATH, so the script itself says where coati is.
+    child = f"import sys; sys.path.append({str(installed.folder)!r})\n{ARMED}"
+    command = f"[sys.executable, *{flags!r}, '-c', {child!r}]"
+    script = f"import subprocess, sys; subprocess.run({command}, check=True)"
+    return installed("-c", script, COATI_EXT="1").stdout.strip()
+
+
 @pytest.mark.slow
 class TestInstalled:
+    """From a wheel, or editable: how a start finds coati-ext and its start-up file."""
+
     def test_with_the_flag_unset_nothing_of_ours_is_imported(self, installed):
         plain = imported(installed)
         assert not [name for name in plain if "coati" in name]
@@ -51,6 +62,15 @@ class TestInstalled:
     def test_an_unchanged_script_is_patched(self, installed):
         assert installed("-c", ARMED).stdout.strip().startswith("coati.models")
         assert installed("-c", ARMED, COATI_EXT="1").stdout.strip() == OURS
+
+    def test_an_isolated_subprocess_is_patched(self, installed):
+        assert armed_below(installed, ["-I"]) == OURS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("environment", ["wheel"], indirect=True)
+class TestStarted:
+    """What a start does that has found it, which is the same file for both."""
 
     @pytest.mark.parametrize("method", ["spawn", "fork", "forkserver"])
     def test_multiprocessing_children_are_patched(self, installed, tmp_path, method):
@@ -75,13 +95,9 @@ class TestInstalled:
         )
         assert installed("script.py", COATI_EXT="1").stdout.strip() == OURS
 
-    @pytest.mark.parametrize("flags", [[], ["-I"], ["-s", "-E"]], ids=["plain", "-I", "-s -E"])
+    @pytest.mark.parametrize("flags", [[], ["-s", "-E"]], ids=["plain", "-s -E"])
     def test_subprocesses_are_patched(self, installed, flags):
-        # An isolated interpreter ignores PYTHONPATH, so the script itself says where coati is.
-        child = f"import sys; sys.path.append({str(installed.folder)!r})\n{ARMED}"
-        command = f"[sys.executable, *{flags!r}, '-c', {child!r}]"
-        script = f"import subprocess, sys; subprocess.run({command}, check=True)"
-        assert installed("-c", script, COATI_EXT="1").stdout.strip() == OURS
+        assert armed_below(installed, flags) == OURS
 
     def test_torchrun_workers_are_patched(self, installed, tmp_path):
         (tmp_path / "script.py").write_text(
@@ -164,9 +180,7 @@ class TestInstalled:
         status = run("--", str(environment), "-c", "raise SystemExit(7)").returncode
         assert status == 7
 
-    def test_a_wheel_run_from_the_source_tree_works(self, installed, environment):
-        if "wheel" not in str(environment):
-            pytest.skip("about the wheel")
+    def test_a_wheel_run_from_the_source_tree_works(self, environment):
         script = "import coati_ext.patches.eos_pooling as patch; print(patch.__file__)"
         done = subprocess.run(
             [str(environment), "-c", script],
@@ -177,6 +191,7 @@ class TestInstalled:
         )
         assert "eos_pooling.py" in done.stdout
 
+    @pytest.mark.once(why="pytest finds an entry point alike on every stack")
     def test_pytest_takes_a_coati_without_naming_the_tests(self, installed):
         arguments = ["-m", "pytest", "-p", "no:cacheprovider", "--collect-only", "-q"]
         done = subprocess.run(
@@ -191,23 +206,25 @@ class TestInstalled:
         assert f"{fits}[G2]" in done.stdout
         assert f"{fits}[G1]" not in done.stdout
 
-    def test_uninstalling_leaves_nothing(self, wheel, tmp_path):
-        folder = tmp_path / "venv"
-        pip = [sys.executable, "-m", "pip", "--python", str(new_environment(folder))]
-        site = next((folder / "lib").glob("python*")) / "site-packages"
-        subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
-        assert (site / "coati_ext.pth").is_file()
-        assert (site / "coati_ext.start").is_file()
-        assert (site / "coati_ext" / "patches" / "eos_pooling.py").is_file()
-        assert not (site / "coati_ext" / "patches.py").exists()
-        assert not (site / "patches").exists()
-        subprocess.run([*pip, "uninstall", "-q", "-y", "coati-ext"], check=True)
-        assert not list(site.glob("*"))
+
+@pytest.mark.slow
+def test_uninstalling_leaves_nothing(wheel, tmp_path):
+    folder = tmp_path / "venv"
+    pip = [sys.executable, "-m", "pip", "--python", str(new_environment(folder))]
+    site = next((folder / "lib").glob("python*")) / "site-packages"
+    subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
+    assert (site / "coati_ext.pth").is_file()
+    assert (site / "coati_ext.start").is_file()
+    assert (site / "coati_ext" / "patches" / "eos_pooling.py").is_file()
+    assert not (site / "coati_ext" / "patches.py").exists()
+    assert not (site / "patches").exists()
+    subprocess.run([*pip, "uninstall", "-q", "-y", "coati-ext"], check=True)
+    assert not list(site.glob("*"))
 
 
 def test_a_bare_checkout_works_without_installing(python):
     script = "import coati_ext; coati_ext.enable()\n" + ARMED
-    assert python("-c", script).stdout.strip() == OURS
+    assert python.warm("-c", script).stdout.strip() == OURS
 
 
 def test_the_top_level_folder_cannot_be_imported_by_its_own_name(bare_python):

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from coati_ext.cli import main
 from coati_ext.plan import make_plan
 
 
@@ -23,8 +24,11 @@ def is_right(defect, value):
     return isinstance(value, float) and abs(value - defect.right) <= defect.tolerance
 
 
-def test_every_defect_is_there_without_the_patches_and_gone_with_them(python, defects):
-    live = json.loads(python.cli("doctor", "--live", "--json").stdout)["live"]
+def test_every_defect_is_there_without_the_patches_and_gone_with_them(
+    defects, warm_children, capsys
+):
+    assert main(["doctor", "--live", "--json"]) == 0
+    live = json.loads(capsys.readouterr().out)["live"]
     assert {item["name"] for item in live} == set(defects)
     assert [item for item in live if is_right(defects[item["name"]], item["before"])] == []
     assert [item for item in live if not is_right(defects[item["name"]], item["after"])] == []

@@ -70,6 +70,7 @@ def test_models_and_copies_made_before_or_after_are_what_the_flag_says(upstream,
 
 
 @pytest.mark.skipif(OLD_TORCH, reason="torch.compile came with torch 2")
+@pytest.mark.enough("G1", "G4", why="thin functions over one that all of them share")
 @pytest.mark.parametrize("make", [tiny_reward_model, tiny_critic])
 def test_a_compiled_model_follows_the_flag(upstream, make):
     """Compiled and run before enable(), on, off, and on again: what the plain model gives."""
@@ -185,7 +186,7 @@ def test_pickles_are_patched_where_they_are_loaded(python):
     assert differ(on, off)
 
     for flag, expected in (("off", off), ("on", on)):
-        found = json.loads(python("-c", READER, flag).stdout.splitlines()[-1])
+        found = json.loads(python.warm("-c", READER, flag).stdout.splitlines()[-1])
         if flag == "off":
             # It names the function and not the slot, as every function in a cloudpickle.
             loud = found.pop("method, cloud, after")

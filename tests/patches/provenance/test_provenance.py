@@ -161,6 +161,11 @@ FORMATS = {
 }
 
 
+# Those of a Booster are the same code for every generation of coati, of which the first alone takes
+# an unstamped checkpoint for another form: of the stand-ins the first and the last have them all.
+ALL_FORMATS = ("G1", "G4")
+
+
 @pytest.fixture(params=FORMATS)
 def checkpoint(request, upstream):
     """How to save and load a model, and the generation."""
@@ -171,6 +176,9 @@ def checkpoint(request, upstream):
         pytest.skip("G1 and G2 have no save_checkpoint")
     if request.param != "torch.save" and version_of("colossalai") is None:
         pytest.skip("colossalai is not installed")
+    real = request.config.getoption("--coati")
+    if request.param.startswith("Booster") and not real and upstream.generation not in ALL_FORMATS:
+        pytest.skip(f"of the stand-ins {' and '.join(ALL_FORMATS)} have every format of a Booster")
     return FORMATS[request.param]
 
 
@@ -278,27 +286,30 @@ def test_state_dict_keys_and_weights_are_untouched(upstream):
     assert all(torch.equal(after[key], value) for key, value in before.items())
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pooling": "mean over all columns"},
-        {"padding": "as it comes"},
-        {"position_ids": "by column"},
-        {"end_token": 3},
-        {"tokenizer": "another"},
-    ],
-    ids=lambda change: next(iter(change)),
-)
-def test_each_part_of_the_form_is_compared(upstream, change):
+CHANGES = {
+    "pooling": "mean over all columns",
+    "padding": "as it comes",
+    "position_ids": "by column",
+    "end_token": 3,
+    "tokenizer": "another",
+}
+
+
+def test_each_part_of_the_form_is_compared(upstream):
+    weights = {}
     with coati_ext.applied():
-        weights = stamped_as(trained(seed=1), **change)
-        with pytest.raises(StampError, match=rf"another form \({next(iter(change))}\)"):
-            trained().load_state_dict(weights)
-    with coati_ext.applied(WARN), pytest.warns(UserWarning, match="another form"):
-        trained().load_state_dict(weights)
+        for part, value in CHANGES.items():
+            weights[part] = stamped_as(trained(seed=1), **{part: value})
+            with pytest.raises(StampError, match=rf"another form \({part}\)"):
+                trained().load_state_dict(weights[part])
+    with coati_ext.applied(WARN):
+        for part in CHANGES:
+            with pytest.warns(UserWarning, match=rf"another form \({part}\)"):
+                trained().load_state_dict(weights[part])
     with coati_ext.applied(IGNORE), warnings.catch_warnings():
         warnings.simplefilter("error")
-        trained().load_state_dict(weights)
+        for part in CHANGES:
+            trained().load_state_dict(weights[part])
 
 
 def test_who_made_a_stamp_is_no_part_of_the_form(upstream):
@@ -529,18 +540,24 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)
 @with_colossalai
-def test_a_corrupt_stamp_is_an_error_that_names_its_file(upstream, tmp_path, content):
+def test_a_corrupt_stamp_is_an_error_that_names_its_file(upstream, tmp_path):
+    file = tmp_path / "rm" / stamp.FILE
+    contents = {
+        name: content if isinstance(content, bytes) else content.encode()
+        for name, content in BROKEN.items()
+    }
     with coati_ext.applied():
         booster().save_model(trained(), str(tmp_path / "rm"), shard=True)
-        file = tmp_path / "rm" / stamp.FILE
-        file.write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(StampError, match="corrupt") as error:
-            booster().load_model(trained(), str(tmp_path / "rm"))
-        assert str(file) in str(error.value)
+        for name, content in contents.items():
+            file.write_bytes(content)
+            with pytest.raises(StampError, match="corrupt") as error:
+                booster().load_model(trained(), str(tmp_path / "rm"))
+            assert str(file) in str(error.value), name
     with coati_ext.applied(IGNORE):
-        booster().load_model(trained(), str(tmp_path / "rm"))
+        for content in contents.values():
+            file.write_bytes(content)
+            booster().load_model(trained(), str(tmp_path / "rm"))
 
 
 def test_a_corrupt_stamp_in_a_state_dict_is_an_error(upstream):
@@ -612,7 +629,7 @@ def test_a_killed_save_leaves_no_stamp_that_is_not_of_its_weights(python, tmp_pa
 
     def save(moment, pooling, seed):
         arguments = [str(tmp_path), moment, sharded, pooling, seed]
-        return python("-c", script, *arguments, check=False).returncode
+        return python.warm("-c", script, *arguments, check=False).returncode
 
     moments = ("before", "within", "after")
     for moment in (*(f"{when} the weights" for when in moments), "within the stamp"):

@@ -34,6 +34,7 @@ from helpers.ppo_steps import (
     scripted,
     take_step,
     through_the_buffer,
+    tokenizer_for,
     trainer_of,
 )
 
@@ -60,7 +61,8 @@ def tokenizer(request):
 
 class TestTheFirstStep:
     @pytest.mark.parametrize("advantage", ["sequence", "gae"])
-    def test_has_ratio_one_and_unchanged_values(self, cpu, family, tokenizer, advantage):
+    def test_has_ratio_one_and_unchanged_values(self, cpu, family, advantage):
+        tokenizer = tokenizer_for(family, cpu)
         with coati_ext.applied({"rollout": {"advantage": advantage}}):
             trainer = trainer_of(tiny_models(family), tokenizer, lr=0.0)
             experience = experience_of(trainer, tokenizer)
@@ -86,7 +88,8 @@ class TestTheFirstStep:
         with coati_ext.applied():
             assert value_change() <= ATOL
 
-    def test_sees_the_network_that_was_rolled_out_whatever_the_dropout(self, on, family, tokenizer):
+    def test_sees_the_network_that_was_rolled_out_whatever_the_dropout(self, on, family):
+        tokenizer = tokenizer_for(family, on)
         models = tiny_models(family)
         for model in (models.actor, models.critic):
             configured = add_dropout(model)
@@ -251,9 +254,8 @@ class TestWholeAnswersOrTokens:
 
 
 class TestEveryStep:
-    def test_changes_the_actor_and_the_critic_alone_and_keeps_them_finite(
-        self, on, family, tokenizer
-    ):
+    def test_changes_the_actor_and_the_critic_alone_and_keeps_them_finite(self, on, family):
+        tokenizer = tokenizer_for(family, on)
         models = tiny_models(family)
         before = [copy.deepcopy(model.state_dict()) for model in models]
         trainer = trainer_of(models, tokenizer)
