@@ -1,4 +1,4 @@
-"""The import contracts notice what they are there for, in a copy of the source with one more line."""
+"""The import contracts notice what they are there for: a copy of the source with a line more."""
 
 from __future__ import annotations
 
