@@ -8,6 +8,8 @@ nox.options.default_venv_backend = "venv"  # virtualenv no longer makes Python 3
 nox.options.sessions = ["lint", "types", "current", "old"]
 # A machine without one of the interpreters is told so, and runs the rest.
 nox.options.error_on_missing_interpreters = False
+# Of some ten thousand modules of torch, transformers and Ray a run imports a tenth.
+UNCOMPILED = ["--no-compile"]
 
 
 @nox.session(python="3.11")
@@ -19,7 +21,8 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    session.install("mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging")
+    packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging"]
+    session.install(*UNCOMPILED, *packages)
     session.run("mypy")
 
 
@@ -39,7 +42,7 @@ def current(session: nox.Session) -> None:
 @nox.session(python="3.11", reuse_venv=True)
 def quick(session: nox.Session) -> None:
     """For the inner loop: every room in two minutes, by turns on the generations and families."""
-    session.install(".[test]", "torch==2.13.0", "transformers==4.51.3", silent=True)
+    session.install(*UNCOMPILED, ".[test]", "torch==2.13.0", "transformers==4.51.3")
     test(session, "--quick")
 
 
@@ -58,9 +61,10 @@ def old(session: nox.Session) -> None:
 
 def stack(session: nox.Session, selection: Sequence[str], *packages: str, colossalai: str) -> None:
     launchers = ["click", "fabric"]  # what `colossalai run` needs
-    session.install(".[test]", *packages, *launchers, "wheel")
+    session.install(*UNCOMPILED, ".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
-    session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
+    alone = ["--no-deps", "--no-build-isolation"]
+    session.install(*UNCOMPILED, *alone, f"colossalai=={colossalai}")
     test(session, *selection)
 
 
