@@ -35,6 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="nothing slow, and each test for one generation and one family, by turns",
     )
+    parser.addoption("--but", help="a generation to leave out wherever a test has others as well")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,6 +73,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
             for item in folders_under_test(metafunc.config)
             if all(item.generation in names for names in wanted)
         ]
+        if len(folders) > 1:
+            folders = [it for it in folders if it.generation != metafunc.config.getoption("--but")]
         metafunc.parametrize(
             "upstream", folders, ids=[item.generation for item in folders], indirect=True
         )

@@ -89,6 +89,7 @@ def test_disable_gives_back_every_attribute_by_identity(upstream, late):
         assert attributes() == before
 
 
+@pytest.mark.once(why="it is about the engine, which knows neither torch nor transformers")
 def test_any_subset_of_patches_is_undone(upstream):
     import_all()
     before = attributes()
@@ -100,6 +101,7 @@ def test_any_subset_of_patches_is_undone(upstream):
         assert attributes() == before, chosen
 
 
+@pytest.mark.once(why="it is about the engine, which knows neither torch nor transformers")
 def test_every_order_of_import_enable_and_disable(python):
     """Three checks after each step, in a process for each order."""
     script = textwrap.dedent(

@@ -96,6 +96,7 @@ def test_doctor_live_shows_each_defect_off_and_on(
 
 
 @pytest.mark.slow
+@pytest.mark.once(why="each step and loss is compared on every stack; this adds them up")
 @pytest.mark.enough("G2", "G4", why="G1 and G3 are trained by the loops of G2 and G4")
 def test_demo_trains_with_the_flag_off_and_on(cli, warm_children, upstream):
     sizes = ["--pairs", "16", "--held-out", "12", "--family", "llama"]

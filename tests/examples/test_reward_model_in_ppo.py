@@ -10,7 +10,7 @@ import coati_ext
 from helpers import ROOT
 
 SCRIPT = ROOT / "examples" / "reward_model_in_ppo.py"
-SHORT = {"pairs": 64, "held_out": 20, "epochs": 1}
+SHORT = {"pairs": 32, "held_out": 12, "epochs": 1}
 
 
 def compare(family, pad):
@@ -23,6 +23,7 @@ def compare(family, pad):
 
 
 @pytest.mark.slow
+@pytest.mark.once(why="the forms of both are compared on every stack by the patches' own tests")
 @pytest.mark.parametrize(("family", "pad"), [("gpt2", "pad"), ("bloom", "eos")])
 def test_a_reward_model_scores_in_ppo_as_in_its_training(upstream, family, pad):
     with coati_ext.applied():
@@ -32,6 +33,7 @@ def test_a_reward_model_scores_in_ppo_as_in_its_training(upstream, family, pad):
 
 
 @pytest.mark.slow
+@pytest.mark.once(why="the forms of both are compared on every stack by the patches' own tests")
 @pytest.mark.parametrize(("family", "pad"), [("gpt2", "pad"), ("bloom", "eos")])
 def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
     _, _, difference = compare(family, pad)
@@ -43,6 +45,7 @@ def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
 
 
 @pytest.mark.slow
+@pytest.mark.once(why="an example for users of this year's stack")
 @pytest.mark.enough("G2", why="the tests above call the same function for every generation")
 @pytest.mark.parametrize("flag", ["0", "1"])
 def test_the_example_prints_what_it_measured(python, flag):

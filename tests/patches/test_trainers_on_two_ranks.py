@@ -37,6 +37,7 @@ def on_this_rank(rank: int, wrappings: List[Tuple[str, str]], numbers: str) -> D
         return away_from(torch.load(numbers), wrappings, rank, 2, CPU)
 
 
+@pytest.mark.enough("G2", "G4", why="each generation's steps are compared on one rank elsewhere")
 def test_trainers_on_two_ranks_train_what_one_process_does(upstream, tmp_path):
     wrappings = known_to_strategies(runnable(WRAPPINGS))
     with cpu_only(), cpu_plugins(), coati_ext.applied():

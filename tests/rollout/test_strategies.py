@@ -38,6 +38,7 @@ def measured(rank: int, wrappings: List[Tuple[str, str]]) -> Dict[str, Any]:
         return measure(cases(wrappings), rank, 2, CPU)
 
 
+@pytest.mark.enough("G2", "G4", why="G1 and G3 have modules and forwards as G2 and G4 have")
 def test_every_wrapped_model_is_the_bare_one(upstream, tmp_path):
     wrappings = runnable(WRAPPINGS)
     ranks = on_two_ranks(measured, tmp_path, wrappings)
@@ -46,6 +47,7 @@ def test_every_wrapped_model_is_the_bare_one(upstream, tmp_path):
 
 
 @pytest.mark.generations("G3", "G4")
+@pytest.mark.enough("G4", why="G3 has modules and forwards as G4 has")
 @pytest.mark.skipif(LACKING or not RECENT, reason="needs colossalai 0.3.7 with torch 2.1")
 def test_a_model_cut_in_two_is_the_whole_one(upstream, tmp_path):
     wrappings = [("tensor", "fp32")]

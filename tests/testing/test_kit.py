@@ -114,6 +114,7 @@ def test_preference_data_has_the_lengths_of_real_conversations():
 
 
 @pytest.mark.slow
+@pytest.mark.once(why="each step and loss is compared on every stack; this adds them up")
 @pytest.mark.enough("G2", "G4", why="G1 and G3 learn by the loops and losses of G2 and G4")
 def test_upstreams_trainer_learns_the_planted_preference(upstream):
     import coati_ext

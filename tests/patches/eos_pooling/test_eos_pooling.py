@@ -22,6 +22,8 @@ from coati_ext.testing import (
 )
 from helpers.host_reads import HostReads
 
+pytestmark = pytest.mark.enough("G1", "G3", "G4", why="G2 is given the function of G1")
+EACH = pytest.mark.enough("G1", "G2", "G3", "G4", why="each has another forward")
 ATOL = 1e-5  # float32, random tiny models whose rewards have a spread of 1
 PADS = {"pad": 0, "pad == eos": 2}
 OLD_TORCH = int(torch.__version__.split(".")[0]) < 2
@@ -50,6 +52,7 @@ def test_the_reward_is_that_of_hugging_faces_own_head(on, family):
     assert_matches_sequence_classification(tiny_reward_model(family), rows=rows(), atol=ATOL)
 
 
+@EACH
 def test_unpatched_upstream_moves_the_reward(upstream):
     """What the tests above would say of upstream itself, so that they are known to be able to."""
     with pytest.raises(AssertionError):
@@ -87,6 +90,7 @@ def test_without_a_mask_every_token_is_real(on):
         assert model(ids).equal(model(ids, torch.ones_like(ids)))
 
 
+@EACH
 def test_rows_without_eos_and_rows_of_one_token(on):
     model = tiny_reward_model("llama")
     assert_padding_invariant(model, rows=[[9], [2], [5, 6, 7], [2, 2, 8]], atol=ATOL)
@@ -222,6 +226,7 @@ def test_models_survive_pickling_and_copying(on):
     assert pickle.loads(pickle.dumps(model.forward))(ids).equal(model(ids))
 
 
+@EACH
 def test_the_replacement_looks_like_what_it_replaces(upstream):
     import inspect
 
