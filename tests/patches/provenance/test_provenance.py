@@ -712,3 +712,21 @@ def test_a_loader_that_shows_each_module_all_weights_loses_none(on):
     assert errors == []
     assert list(weights) == keys
     assert flat(other).equal(flat(inside))
+
+
+def test_only_models_of_coati_and_of_its_subclasses_are_known(upstream):
+    from coati.models import Critic, RewardModel
+
+    class Mine(RewardModel):
+        pass
+
+    def named(name, module):
+        return type(name, (torch.nn.Module,), {"__module__": module})()
+
+    for module in ("trl.models", "coati_tools.models", "apex.models"):
+        for name in ("RewardModel", "Critic"):
+            assert this_run.valued(named(name, module)) == (None, "")
+    for cls, kind in ((RewardModel, "reward model"), (Mine, "reward model"), (Critic, "critic")):
+        model = cls.__new__(cls)
+        torch.nn.Module.__init__(model)
+        assert this_run.valued(model) == (model, kind)

@@ -266,3 +266,28 @@ def test_without_a_pad_token_rows_have_a_mask_all_the_same(upstream, monkeypatch
     assert experience.attention_mask.all()
     assert experience.action_mask.all()
     assert experience.action_mask.shape == (2, 4)
+
+
+@pytest.mark.parametrize("pad", [2, 50256])
+def test_a_row_is_filled_up_with_the_pad_that_it_has_whatever_its_id(on, pad):
+    short, long = made_up([3, 1], [2, 1]), made_up([7], [5])
+    short.sequences.masked_fill_(short.attention_mask == 0, pad)
+    buffer = buffer_class()(sample_batch_size=3)
+    buffer.append(short)
+    buffer.append(long)
+    stacked = buffer.collate_fn(everything_in(buffer))
+    padded = stacked.sequences[1][stacked.attention_mask[1] == 0]
+    assert padded.tolist() == [pad] * 10
+
+
+def test_rows_without_an_attention_mask_keep_their_tokens(on):
+    short, long = made_up([3, 3], [2, 2]), made_up([7], [5])
+    for experience in (short, long):
+        experience.attention_mask = None
+    buffer = buffer_class()(sample_batch_size=3)
+    buffer.append(short)
+    buffer.append(long)
+    stacked = buffer.collate_fn(everything_in(buffer))
+    assert stacked.attention_mask is None
+    assert stacked.sequences[:2, 4:9].equal(short.sequences)
+    assert stacked.sequences[2].equal(long.sequences[0])
