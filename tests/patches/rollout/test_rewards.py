@@ -225,3 +225,30 @@ def test_both_reach_an_answer_that_is_one_action(upstream):
     expected = torch.full((len(ANSWERS),), 3.0)
     expected[ENDLESS] -= 2.5
     assert reward.sub(expected).abs().max() <= TOLERANCES["reward"]
+
+
+@pytest.mark.generations("G3", "G4")
+def test_a_score_counts_up_to_upstreams_bound_unless_another_is_given(upstream):
+    _, policy, base, mask = drawn()
+
+    def rewards(value, **given):
+        scored = torch.full((3,), value)
+        return compute_reward(scored, 0.0, policy, base, action_mask=mask, **given)[0]
+
+    with coati_ext.applied():
+        assert rewards(7.0).equal(rewards(5.0))
+        assert not rewards(4.5).equal(rewards(5.0))
+        assert rewards(-7.0).equal(rewards(-5.0))
+        assert rewards(7.0, reward_eps=6.0).sum(dim=1).tolist() == [6.0, 6.0, 6.0]
+
+
+@pytest.mark.generations("G1", "G2")
+@pytest.mark.parametrize("kl_coef", [0.0, -0.5])
+def test_without_a_coefficient_the_reward_of_an_answer_is_its_score(upstream, kl_coef):
+    """As upstream has it: for a negative one too, and for rows without an action."""
+    scored, policy, base, mask = drawn()
+    skip_before_v031()
+    mask[1] = False
+    for config in ({}, {"rollout": {"enabled": False}}):
+        with coati_ext.applied(config):
+            assert compute_reward(scored, kl_coef, policy, base, action_mask=mask).equal(scored)
