@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -252,3 +253,24 @@ def test_without_a_coefficient_the_reward_of_an_answer_is_its_score(upstream, kl
     for config in ({}, {"rollout": {"enabled": False}}):
         with coati_ext.applied(config):
             assert compute_reward(scored, kl_coef, policy, base, action_mask=mask).equal(scored)
+
+
+ESTIMATOR = """
+from coati_ext import hookimpl
+
+@hookimpl
+def estimate_advantages(rewards):
+    return rewards
+"""
+
+
+@pytest.mark.parametrize("name", ["alpha", "sequences", "vtrace"])
+def test_an_estimator_of_any_name_gets_the_penalty_of_each_action(upstream, name):
+    """Only `sequence` itself has an answer for one action."""
+    it = scene()
+    Path(f"{name}.py").write_text(ESTIMATOR)
+    with coati_ext.applied({"plugins": [f"./{name}.py"]}):
+        assert coati_ext.options("rollout").advantage == name
+        rewards = it.roll().advantages
+    for row, ratio in zip(rewards, log_ratios(it)):
+        assert row[: len(ratio) - 1].tolist() == pytest.approx(-KL_COEF * ratio[:-1], abs=2e-4)
