@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -382,3 +383,17 @@ def test_pretraining_and_ppo_share_a_step(on):
     ratio, value = largest_change(take_step(trainer, experience), experience)
     assert ratio <= ATOL
     assert value <= ATOL
+
+
+def test_a_batch_without_an_action_has_a_value_loss_of_zero():
+    """As where prompts leave no room on one rank, whose step must be finite all the same."""
+    from coati_ext.patches.rollout.training_step import _loss_of_tokens
+
+    experience = SimpleNamespace(values=torch.zeros(2, 1), advantages=torch.zeros(2, 1))
+    frame = SimpleNamespace(action_mask=torch.zeros(2, 1, dtype=torch.bool))
+    loss = _loss_of_tokens(lambda new, old, target: (new - target).pow(2).mean(), experience, frame)
+    values = torch.ones(2, 1, requires_grad=True)
+    found = loss(values, torch.zeros(2, 1))
+    found.backward()
+    assert found == 0
+    assert values.grad.equal(torch.zeros(2, 1))

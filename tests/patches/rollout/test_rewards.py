@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +226,51 @@ def test_both_reach_an_answer_that_is_one_action(upstream):
     expected = torch.full((len(ANSWERS),), 3.0)
     expected[ENDLESS] -= 2.5
     assert reward.sub(expected).abs().max() <= TOLERANCES["reward"]
+
+
+@pytest.mark.generations("G3", "G4")
+def test_a_score_counts_up_to_upstreams_bound_unless_another_is_given(upstream):
+    _, policy, base, mask = drawn()
+
+    def rewards(value, **given):
+        scored = torch.full((3,), value)
+        return compute_reward(scored, 0.0, policy, base, action_mask=mask, **given)[0]
+
+    with coati_ext.applied():
+        assert rewards(7.0).equal(rewards(5.0))
+        assert not rewards(4.5).equal(rewards(5.0))
+        assert rewards(-7.0).equal(rewards(-5.0))
+        assert rewards(7.0, reward_eps=6.0).sum(dim=1).tolist() == [6.0, 6.0, 6.0]
+
+
+@pytest.mark.generations("G1", "G2")
+@pytest.mark.parametrize("kl_coef", [0.0, -0.5])
+def test_without_a_coefficient_the_reward_of_an_answer_is_its_score(upstream, kl_coef):
+    """As upstream has it: for a negative one too, and for rows without an action."""
+    scored, policy, base, mask = drawn()
+    skip_before_v031()
+    mask[1] = False
+    for config in ({}, {"rollout": {"enabled": False}}):
+        with coati_ext.applied(config):
+            assert compute_reward(scored, kl_coef, policy, base, action_mask=mask).equal(scored)
+
+
+ESTIMATOR = """
+from coati_ext import hookimpl
+
+@hookimpl
+def estimate_advantages(rewards):
+    return rewards
+"""
+
+
+@pytest.mark.parametrize("name", ["alpha", "sequences", "vtrace"])
+def test_an_estimator_of_any_name_gets_the_penalty_of_each_action(upstream, name):
+    """Only `sequence` itself has an answer for one action."""
+    it = scene()
+    Path(f"{name}.py").write_text(ESTIMATOR)
+    with coati_ext.applied({"plugins": [f"./{name}.py"]}):
+        assert coati_ext.options("rollout").advantage == name
+        rewards = it.roll().advantages
+    for row, ratio in zip(rewards, log_ratios(it)):
+        assert row[: len(ratio) - 1].tolist() == pytest.approx(-KL_COEF * ratio[:-1], abs=2e-4)

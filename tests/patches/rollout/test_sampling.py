@@ -22,7 +22,7 @@ from coati_ext.testing import (
     training_step,
 )
 from coati_ext.testing.padding import pad_rows
-from helpers.reference import TOLERANCES, answer_in, assert_frame, greedy
+from helpers.reference import TOLERANCES, answer_in, assert_frame, greedy, network
 from helpers.scenes import LAYOUTS, PROMPTS, WIDTH, needed, scene
 
 END = [2]
@@ -392,3 +392,50 @@ def test_unpatched_v048_repeats_rows_of_later_chunks(upstream):
     ids, mask = padded(PROMPTS, "left")
     experience = it.play(ids, mask, max_length=LONGEST, **to_sample(upstream))
     assert experience.sequences.size(0) > len(PROMPTS)
+
+
+@pytest.mark.generations("G3", "G4")
+@pytest.mark.parametrize("prompt", [[1, 2, 7], [1, 9, 2, 5, 2, 7]], ids=len)
+def test_an_end_token_in_a_prompt_does_not_end_its_answer(on, prompt):
+    """Such as that of an earlier turn, be the batch smaller than the prompt is long or larger."""
+    it = scene()
+    for rows in (1, 4):
+        ids, mask = torch.tensor([prompt] * rows), torch.ones(rows, len(prompt))
+        experience = it.play(ids, mask, max_length=len(prompt) + 4, top_k=1, stop_token_ids=[63])
+        expected = greedy(it.models.actor, prompt, 4, [END, [63]])
+        assert len(expected) == 4
+        assert_frame(experience, [prompt] * rows, [expected] * rows, 0)
+
+
+@pytest.mark.generations("G3", "G4")
+def test_sampling_goes_no_further_than_the_last_answer_of_a_large_batch(on):
+    it = scene()
+    prompt = [1, 5]
+    (stop,) = greedy(it.models.actor, prompt, 1)
+    ids, mask = torch.tensor([prompt] * 6), torch.ones(6, 2)
+    with recorded() as steps:
+        it.play(ids, mask, max_length=12, top_k=1, stop_token_ids=[stop])
+    assert len(steps) == 1
+
+
+def test_a_users_preparation_of_a_step_is_the_one_that_is_used(on):
+    it = scene()
+    ids, mask = padded(PROMPTS, "left")
+    theirs, used = network(it.models.actor).prepare_inputs_for_generation, []
+
+    def mine(*args, **kwargs):
+        used.append(args)
+        return theirs(*args, **kwargs)
+
+    experience = it.play(ids, mask, max_length=LONGEST, top_k=1, prepare_inputs_fn=mine)
+    assert used
+    expected = [greedy(it.models.actor, prompt, ROOM) for prompt in PROMPTS]
+    assert_frame(experience, PROMPTS, expected, 0)
+
+
+def test_nothing_is_added_for_an_actor_without_preparation_of_its_own():
+    from coati_ext.patches.rollout.sampler import _add_generation_functions
+
+    given = {}
+    _add_generation_functions(torch.nn.Linear(1, 1), torch.ones(1, 3), given)
+    assert given == {}
