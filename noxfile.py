@@ -7,6 +7,12 @@ nox.options.sessions = ["lint", "types", "current", "old"]
 # A machine without one of the interpreters is told so, and runs the rest.
 nox.options.error_on_missing_interpreters = False
 
+CURRENT = (
+    *("torch==2.13.0", "transformers==4.51.3", "setuptools<81"),
+    *("psutil", "peft", "einops", "galore_torch"),  # what importing colossalai needs
+    "ray==2.60.0",
+)
+
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
@@ -24,13 +30,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def current(session: nox.Session) -> None:
     """The newest stack that coati HEAD runs on."""
-    stack(
-        session,
-        *["torch==2.13.0", "transformers==4.51.3", "setuptools<81"],
-        *["psutil", "peft", "einops", "galore_torch"],  # what importing colossalai needs
-        "ray==2.60.0",
-        colossalai="0.5.0",
-    )
+    stack(session, *CURRENT, colossalai="0.5.0")
+    test(session)
 
 
 @nox.session(python="3.8")
@@ -42,12 +43,25 @@ def old(session: nox.Session) -> None:
         "ray==2.10.0",
         colossalai="0.3.6",
     )
+    test(session)
+
+
+@nox.session(python="3.11")
+def mutation(session: nox.Session) -> None:
+    """How many small changes of the code the tests notice; takes an hour, and is no gate."""
+    stack(session, *CURRENT, "cosmic-ray==8.7.0", "pytest-cov>=6", colossalai="0.5.0")
+    arguments = session.posargs or ["--out", ".nox/mutation-results"]
+    session.run("python", "maintenance/mutation.py", *arguments, env={"OMP_NUM_THREADS": "1"})
 
 
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
+    """Install what the tests need."""
     launchers = ["click", "fabric"]  # what `colossalai run` needs
     session.install(".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
     session.install("--no-deps", "--no-build-isolation", f"colossalai=={colossalai}")
+
+
+def test(session: nox.Session) -> None:
     arguments = session.posargs or ["-n", "auto"]
     session.run("python", "-m", "pytest", *arguments, env={"OMP_NUM_THREADS": "1"})
