@@ -1,7 +1,5 @@
 """Everything that a change must pass: `nox` runs it all, `nox -s lint` one part of it."""
 
-from typing import Sequence
-
 import nox
 
 nox.options.default_venv_backend = "venv"  # virtualenv no longer makes Python 3.8 environments
@@ -10,6 +8,12 @@ nox.options.sessions = ["lint", "types", "current", "old"]
 nox.options.error_on_missing_interpreters = False
 # Of some ten thousand modules of torch, transformers and Ray a run imports a tenth.
 UNCOMPILED = ["--no-compile"]
+
+CURRENT = (
+    *("torch==2.13.0", "transformers==4.51.3", "setuptools<81"),
+    *("psutil", "peft", "einops", "galore_torch"),  # what importing colossalai needs
+    "ray==2.60.0",
+)
 
 
 @nox.session(python="3.11")
@@ -30,14 +34,8 @@ def types(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def current(session: nox.Session) -> None:
     """The newest stack that coati HEAD runs on."""
-    stack(
-        session,
-        [],
-        *["torch==2.13.0", "transformers==4.51.3", "setuptools<81"],
-        *["psutil", "peft", "einops", "galore_torch"],  # what importing colossalai needs
-        "ray==2.60.0",
-        colossalai="0.5.0",
-    )
+    stack(session, *CURRENT, colossalai="0.5.0")
+    test(session)
 
 
 @nox.session(python="3.11", reuse_venv=True)
@@ -52,12 +50,12 @@ def old(session: nox.Session) -> None:
     """The stack of coati's first two generations, and what may depend on a stack."""
     stack(
         session,
-        # No coati of G4 runs on a torch before 2. What it alone has is for Python 3.8 to run, too.
-        ["-m", "not once", "--but", "G4"],
         *["torch==1.13.1", "transformers==4.31.0", "setuptools<70", "psutil"],
         "ray==2.10.0",
         colossalai="0.3.6",
     )
+    # No coati of G4 runs on a torch before 2. What it alone has is for Python 3.8 to run, too.
+    test(session, "-m", "not once", "--but", "G4")
 
 
 @nox.session(python="3.11")
@@ -67,13 +65,21 @@ def upstream(session: nox.Session) -> None:
     session.run("python", "maintenance/upstream.py", *session.posargs)
 
 
-def stack(session: nox.Session, selection: Sequence[str], *packages: str, colossalai: str) -> None:
+@nox.session(python="3.11")
+def mutation(session: nox.Session) -> None:
+    """How many small changes of the code the tests notice; takes an hour, and is no gate."""
+    stack(session, *CURRENT, "cosmic-ray==8.7.0", "pytest-cov>=6", colossalai="0.5.0")
+    arguments = session.posargs or ["--out", ".nox/mutation-results"]
+    session.run("python", "maintenance/mutation.py", *arguments, env={"OMP_NUM_THREADS": "1"})
+
+
+def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
+    """Install what the tests need."""
     launchers = ["click", "fabric"]  # what `colossalai run` needs
     session.install(*UNCOMPILED, ".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
     alone = ["--no-deps", "--no-build-isolation"]
     session.install(*UNCOMPILED, *alone, f"colossalai=={colossalai}")
-    test(session, *selection)
 
 
 def test(session: nox.Session, *selection: str) -> None:
