@@ -79,14 +79,21 @@ def prompts(tokenizer, width=12):
     return pad_rows(PROMPTS, pad_token_id=tokenizer.pad_token_id, side="left", width=width)
 
 
-def tokenizer_for(family: str, upstream: Upstream) -> Any:
-    """One whose pad is a token of its own or the end token.
+# What a pad does is between the data and the masks, what a family does between the masks and its
+# outputs, and advantages are made of those: so each family has both kinds of pads, and each
+# generation has every pair of pads and advantages, but not every family with each.
 
-    What a pad does is between the data and the masks, and what a family does between the masks and
-    its layers: so of the two kinds each family has both, and each generation, but not together.
-    """
+
+def tokenizer_for(family: str, upstream: Upstream) -> Any:
+    """One whose pad is a token of its own or the end token."""
     number = families().index(family) + GENERATIONS.index(upstream.generation)
     return tiny_tokenizer(pad=("pad", "eos")[number % 2], padding_side="left")
+
+
+def advantage_for(family: str, upstream: Upstream) -> str:
+    """Of a whole answer, or of each token."""
+    number = families().index(family) // 2 + GENERATIONS.index(upstream.generation)
+    return ("sequence", "gae")[number % 2]
 
 
 def trainer_of(models, tokenizer, **options):

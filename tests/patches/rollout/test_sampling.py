@@ -13,6 +13,7 @@ import torch
 import transformers
 
 import coati_ext
+from coati_ext.patching.patch import GENERATIONS
 from coati_ext.testing import (
     cpu_only,
     families,
@@ -28,6 +29,7 @@ from helpers.scenes import LAYOUTS, PROMPTS, WIDTH, needed, scene
 END = [2]
 ROOM = 6  # tokens of an answer
 LONGEST = WIDTH + ROOM
+SMALL_FAMILIES = ("gpt2", "opt", "llama")
 SMALL = 8  # a vocabulary in which ends and pads come up often
 SMALL_PROMPTS = [[1, 5], [1, 4, 6, 7], [1, 6, 3, 2, 5, 4]]
 # From there on Hugging Face's preparation of a step needs what its own `generate` brings along.
@@ -155,10 +157,11 @@ def off_policy(experience, answers, steps):
     )
 
 
-@pytest.mark.parametrize("pad", ["pad", "eos", "bos"])
-@pytest.mark.parametrize("family", ["gpt2", "opt", "llama"])
-def test_the_stored_tokens_and_log_probs_are_the_samplers_own(on, family, pad):
-    it = small_scene(family, pad=pad)
+@pytest.mark.parametrize("number", range(3), ids=SMALL_FAMILIES)
+def test_the_stored_tokens_and_log_probs_are_the_samplers_own(on, number):
+    """Each family with each kind of pads, and each generation with every one of both."""
+    pad = ("pad", "eos", "bos")[(number + GENERATIONS.index(on.generation)) % 3]
+    it = small_scene(SMALL_FAMILIES[number], pad=pad)
     for seed, layout in enumerate(LAYOUTS):
         experience, answers, steps = sample_recorded(it, seed=seed, layout=layout)
         assert_frame(experience, SMALL_PROMPTS, answers, it.tokenizer.pad_token_id)
