@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
 
@@ -79,3 +80,9 @@ def test_a_broken_import_hook_finds_no_coati(monkeypatch, error):
     monkeypatch.setattr(sys, "meta_path", [Finder, *sys.meta_path])
     with pytest.raises(CoatiNotFoundError, match="coati is not importable"):
         find_coati()
+
+
+def test_a_function_of_another_package_is_looked_for_in_that_package(tmp_path):
+    function = Coati(tmp_path, "G1").function("json.decoder", "JSONDecoder.decode")
+    assert function is not None
+    assert function.file == json.decoder.__file__
