@@ -6,8 +6,10 @@ nox.options.default_venv_backend = "venv"  # virtualenv no longer makes Python 3
 nox.options.sessions = ["lint", "types", "current", "old"]
 # A machine without one of the interpreters is told so, and runs the rest.
 nox.options.error_on_missing_interpreters = False
-# Of some ten thousand modules of torch, transformers and Ray a run imports a tenth.
+# Of some ten thousand modules of torch, transformers and Ray a run imports a tenth. Those are
+# compiled once, when they are first imported, whatever the machine's environment says.
 UNCOMPILED = ["--no-compile"]
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 CURRENT = (
     *("torch==2.13.0", "transformers==4.51.3", "setuptools<81"),
@@ -28,7 +30,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging"]
     session.install(*UNCOMPILED, *packages)
-    session.run("mypy")
+    session.run("mypy", env=ENVIRONMENT)
 
 
 @nox.session(python="3.11")
@@ -70,7 +72,7 @@ def mutation(session: nox.Session) -> None:
     """How many small changes of the code the tests notice; takes an hour, and is no gate."""
     stack(session, *CURRENT, "cosmic-ray==8.7.0", "pytest-cov>=6", colossalai="0.5.0")
     arguments = session.posargs or ["--out", ".nox/mutation-results"]
-    session.run("python", "maintenance/mutation.py", *arguments, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", "maintenance/mutation.py", *arguments, env=ENVIRONMENT)
 
 
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
@@ -85,4 +87,4 @@ def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
 def test(session: nox.Session, *selection: str) -> None:
     arguments = session.posargs or ["-n", "auto"]
     command = ["python", "-m", "pytest", *selection, *arguments]
-    session.run(*command, env={"OMP_NUM_THREADS": "1"})
+    session.run(*command, env=ENVIRONMENT)
