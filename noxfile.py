@@ -30,7 +30,7 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging"]
     session.install(*UNCOMPILED, *packages)
-    session.run("mypy", env=ENVIRONMENT)
+    session.run("mypy")
 
 
 @nox.session(python="3.11")
@@ -43,6 +43,7 @@ def current(session: nox.Session) -> None:
 @nox.session(python="3.11", reuse_venv=True)
 def quick(session: nox.Session) -> None:
     """For the inner loop: every room in two minutes, by turns on the generations and families."""
+    session.env.update(ENVIRONMENT)
     session.install(*UNCOMPILED, ".[test]", "torch==2.13.0", "transformers==4.51.3")
     test(session, "--quick")
 
@@ -72,11 +73,12 @@ def mutation(session: nox.Session) -> None:
     """How many small changes of the code the tests notice; takes an hour, and is no gate."""
     stack(session, *CURRENT, "cosmic-ray==8.7.0", "pytest-cov>=6", colossalai="0.5.0")
     arguments = session.posargs or ["--out", ".nox/mutation-results"]
-    session.run("python", "maintenance/mutation.py", *arguments, env=ENVIRONMENT)
+    session.run("python", "maintenance/mutation.py", *arguments)
 
 
 def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
     """Install what the tests need."""
+    session.env.update(ENVIRONMENT)
     launchers = ["click", "fabric"]  # what `colossalai run` needs
     session.install(*UNCOMPILED, ".[test]", *packages, *launchers, "wheel")
     # Its own requirements would move torch, and its build looks for the torch that is installed.
@@ -86,5 +88,4 @@ def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
 
 def test(session: nox.Session, *selection: str) -> None:
     arguments = session.posargs or ["-n", "auto"]
-    command = ["python", "-m", "pytest", *selection, *arguments]
-    session.run(*command, env=ENVIRONMENT)
+    session.run("python", "-m", "pytest", *selection, *arguments)
