@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import coati_ext
+from coati_ext.patches.eos_pooling.pooling import masked_mean
 from coati_ext.testing import (
     assert_batch_invariant,
     assert_matches_sequence_classification,
@@ -247,3 +248,12 @@ def test_it_compiles_without_a_graph_break(on):
     expected = score(model, ids, mask)
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     assert score(compiled, ids, mask).sub(expected).abs().max() <= ATOL
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_mean_over_many_tokens_is_as_precise_as_its_dtype(dtype):
+    """A sum in bf16 stops at 256 ones; one in fp32 loses what float64 hidden states have."""
+    hidden = torch.full((1, 2000, 1), 1 + 2**-40, dtype=dtype)
+    mean = masked_mean(hidden, torch.ones(1, 2000, dtype=torch.bool))
+    assert mean.dtype == dtype
+    assert torch.allclose(mean, hidden[:, 0], rtol=8 * torch.finfo(dtype).eps, atol=0)
