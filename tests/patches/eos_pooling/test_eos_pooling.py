@@ -252,7 +252,7 @@ def test_it_compiles_without_a_graph_break(on):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_a_mean_over_many_tokens_is_as_precise_as_its_dtype(dtype):
-    """A sum in bf16 stops at 256 ones; one in fp32 loses what float64 hidden states have."""
+    """A mean in fp32 would lose what float64 hidden states have."""
     hidden = torch.full((1, 2000, 1), 1 + 2**-40, dtype=dtype)
     mean = masked_mean(hidden, torch.ones(1, 2000, dtype=torch.bool))
     assert mean.dtype == dtype
