@@ -11,6 +11,7 @@ import signal
 import textwrap
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ import coati_ext
 from coati_ext.checkpoints import stamp
 from coati_ext.errors import ConfigError, StampError
 from coati_ext.launch.installation import version_of
-from coati_ext.patches.provenance import this_run
+from coati_ext.patches.provenance import this_run, tokenizers
 from coati_ext.testing import (
     cpu_only,
     cpu_plugins,
@@ -584,7 +585,7 @@ KILLED = """
     import torch
     import coati_ext
     from coati_ext.checkpoints import stamp
-    from coati_ext.patches.provenance import this_run
+    from coati_ext.patches.provenance import this_run, tokenizers
     from coati_ext.testing import tiny_reward_model
     from colossalai.booster import Booster
 
@@ -730,3 +731,47 @@ def test_only_models_of_coati_and_of_its_subclasses_are_known(upstream):
         model = cls.__new__(cls)
         torch.nn.Module.__init__(model)
         assert this_run.valued(model) == (model, kind)
+
+
+def test_a_model_of_an_unstamped_checkpoint_carries_no_stamp_until_it_is_trained(upstream):
+    with coati_ext.applied(IGNORE):
+        model = trained()
+        model.load_state_dict(dict(trained(seed=1).state_dict()))  # no metadata, so no stamp
+        assert stamp_in(model.state_dict()) is None
+        model(torch.tensor([[1, 5, 2]]), attention_mask=torch.ones(1, 3)).sum().backward()
+        assert stamp_in(model.state_dict()).pooling == "eos"
+
+
+def test_a_state_dict_without_metadata_is_filled_as_before(on):
+    plain = {}
+    trained().state_dict(destination=plain)
+    assert list(plain) == list(trained().state_dict())
+
+
+def test_each_kind_of_model_is_framed_by_its_own_patch(upstream, monkeypatch):
+    monkeypatch.setenv("COATI_EXT", "eos_pooling,provenance")
+    with coati_ext.applied():  # before coati's modules are imported
+        assert this_run.form_here("reward model").padding == "left"
+        assert this_run.form_here("critic").padding == "as it comes"
+    monkeypatch.setenv("COATI_EXT", "left_padding,stable_losses,rollout,provenance")
+    with coati_ext.applied():
+        assert this_run.form_here("reward model").padding == "as it comes"
+        assert this_run.form_here("critic").padding == "left"
+
+
+def test_an_experience_maker_without_a_tokenizer_tells_its_end_token(on):
+    def make(self, *args, **kwargs):
+        return kwargs
+
+    bare = SimpleNamespace(reward_model=None)
+    assert tokenizers.make_experience(make, bare, eos_token_id=7) == {"eos_token_id": 7}
+    assert this_run.rows_seen.end_token == 7
+    tokenizers.make_experience(make, bare)
+    assert this_run.rows_seen.end_token == 7
+    with_one = SimpleNamespace(reward_model=None, tokenizer=TOKENIZER)
+    tokenizers.make_experience(make, with_one, eos_token_id=7)
+    assert this_run.rows_seen.end_token == TOKENIZER.eos_token_id
+
+
+def stamp_in(weights):
+    return stamp.of_metadata(weights._metadata[""], "a test")
