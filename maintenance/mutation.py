@@ -113,8 +113,8 @@ class Runner:
         if self.mutant is not None:
             self._write(self.mutant.file, self.original)
         code = os.waitstatus_to_exitcode(status) if pid else 0
-        # pytest's own errors tell nothing; with 4, conftest.py could not be imported.
-        ended = {0: "survived", 3: "error", 5: "error"}.get(code, "killed")
+        # 3 is an error of pytest's own, 4 that conftest.py cannot be imported, 5 that no test ran.
+        ended = {0: "survived", 3: "error", 5: "survived"}.get(code, "killed")
         return ended if pid else "timed out"
 
     def failed(self) -> List[str]:
