@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -86,3 +87,11 @@ def test_a_function_of_another_package_is_looked_for_in_that_package(tmp_path):
     function = Coati(tmp_path, "G1").function("json.decoder", "JSONDecoder.decode")
     assert function is not None
     assert function.file == json.decoder.__file__
+
+
+def test_what_was_read_of_upstream_cannot_be_changed(tmp_path):
+    file = tmp_path / "first.py"
+    file.write_text("def f():\n    return 1\n")
+    for record, name in ((Coati(tmp_path, "G1"), "generation"), (function_in(file, "f"), "file")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, name, "another")
