@@ -199,7 +199,7 @@ class TestStarted:
             text=True,
             check=True,
         )
-        assert "eos_pooling.py" in done.stdout
+        assert "eos_pooling" in done.stdout
 
     @pytest.mark.once(why="pytest finds an entry point alike on every stack")
     def test_pytest_takes_a_coati_without_naming_the_tests(self, installed):
@@ -225,7 +225,9 @@ def test_uninstalling_leaves_nothing(wheel, tmp_path):
     subprocess.run([*pip, "install", "-q", "--no-deps", str(wheel)], check=True)
     assert (site / "coati_ext.pth").is_file()
     assert (site / "coati_ext.start").is_file()
-    assert (site / "coati_ext" / "patches" / "eos_pooling.py").is_file()
+    patches = site / "coati_ext" / "patches"
+    assert (patches / "eos_pooling" / "__init__.py").is_file()
+    assert (patches / "upstream.toml").is_file()
     assert not (site / "coati_ext" / "patches.py").exists()
     assert not (site / "patches").exists()
     subprocess.run([*pip, "uninstall", "-q", "-y", "coati-ext"], check=True)
