@@ -1,5 +1,7 @@
 """Everything that a change must pass: `nox` runs it all, `nox -s lint` one part of it."""
 
+import os
+
 import nox
 
 nox.options.default_venv_backend = "venv"  # virtualenv no longer makes Python 3.8 environments
@@ -87,5 +89,6 @@ def stack(session: nox.Session, *packages: str, colossalai: str) -> None:
 
 
 def test(session: nox.Session, *selection: str) -> None:
-    arguments = session.posargs or ["-n", "auto"]
+    # One more than there are cores: many tests wait for processes that they started.
+    arguments = session.posargs or ["-n", str((os.cpu_count() or 1) + 1)]
     session.run("python", "-m", "pytest", *selection, *arguments)
