@@ -13,12 +13,12 @@ import dataclasses
 import json
 import os
 import re
-import sys
 import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
+from coati_ext._toml import parse_toml
 from coati_ext.errors import ConfigError, nearest
 from coati_ext.launch.flag import OFF, ON, says_off
 from coati_ext.patching.patch import Patch
@@ -421,13 +421,9 @@ def _from_file(file: Path, named_by: str = "") -> List[Entry]:
     except (OSError, UnicodeDecodeError) as error:
         source = f", named by {named_by}" if named_by else ""
         raise ConfigError(f"cannot read {file}{source}: {error}") from error
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
     try:
-        content: Mapping[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        content: Mapping[str, Any] = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{file} is not TOML: {error}") from error
     prefix = ""
     if file.name == "pyproject.toml":

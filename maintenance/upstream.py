@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from coati_ext.errors import CoatiExtError, CoatiNotFoundError, InputError  # noqa: E402
+from coati_ext.patches.upstream import UPSTREAM  # noqa: E402
 from coati_ext.patching.fingerprint import changed_statements, likeness  # noqa: E402
 from coati_ext.patching.patch import GENERATIONS, Site  # noqa: E402
 from coati_ext.patching.source import Coati, Function, generation_of  # noqa: E402
@@ -41,7 +42,6 @@ from coati_ext.patching.variants import (  # noqa: E402
 )
 from coati_ext.testing.standin import standin  # noqa: E402
 
-UPSTREAM = ROOT / "patches" / "upstream.toml"
 HEADER = """\
 # The variants of every upstream function that a patch of ours changes, by target.
 #

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from coati_ext._toml import parse_toml
 from helpers import ROOT
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = parse_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONTRACTS = {item["name"]: item for item in PROJECT["tool"]["importlinter"]["contracts"]}
 PATCHES = sorted(item.parent.name for item in (ROOT / "patches").glob("*/__init__.py"))
 FINGERPRINT = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{8}\b")
 # They hold no logic of their own, or have to import what the rest may not.
-UNDRAWN = {"__init__", "__main__", "_lazy", "_startup", "__pycache__", "modules", "patches"}
+UNDRAWN = {
+    "__init__",
+    "__main__",
+    "_lazy",
+    "_startup",
+    "_toml",
+    "__pycache__",
+    "modules",
+    "patches",
+}
 
 
 def layers():

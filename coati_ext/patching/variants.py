@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import sys
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
 
+from coati_ext._toml import parse_toml
 from coati_ext.errors import InputError, UnknownNameError, nearest
 from coati_ext.patching.patch import GENERATIONS, Site
 
@@ -170,13 +170,10 @@ def read_variants(file: Path) -> Variants:
 
 @lru_cache(maxsize=8)
 def _read(file: Path, modified_ns: int) -> Variants:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    text = file.read_text(encoding="utf-8")
     try:
-        content: Dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
-    except tomllib.TOMLDecodeError as error:
+        content = parse_toml(text)
+    except ValueError as error:
         raise InputError(f"{file} is not TOML: {error}") from error
     trees = _trees(file, content.pop("trees", {}))
     targets = {name: _variants(file, name, tables, trees) for name, tables in content.items()}

@@ -10,6 +10,7 @@ import sys
 
 import pytest
 
+from coati_ext.patches.upstream import UPSTREAM
 from coati_ext.patching.patch import Patch, Site
 from coati_ext.patching.source import Coati, generation_of
 from coati_ext.patching.steps import plan_steps
@@ -17,7 +18,6 @@ from coati_ext.patching.variants import STANDINS, is_by_code, read_variants, wit
 from coati_ext.testing import standin
 from helpers import ROOT
 
-UPSTREAM = ROOT / "patches" / "upstream.toml"
 FORWARD = "coati.models.critic:Critic.forward"
 COMPUTE_REWARD = "coati.models.utils:compute_reward"
 
