@@ -71,6 +71,13 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def attack(session: nox.Session) -> None:
+    """Every fault, kill and fuzzed input, of which `current` runs a sample; no gate."""
+    stack(session, *CURRENT, colossalai="0.5.0")
+    test(session, "-m", "attack", "--full")
+
+
+@nox.session(python="3.11")
 def mutation(session: nox.Session) -> None:
     """How many small changes of the code the tests notice; takes an hour, and is no gate."""
     stack(session, *CURRENT, "cosmic-ray==8.7.0", "pytest-cov>=6", colossalai="0.5.0")

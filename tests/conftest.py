@@ -35,6 +35,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="nothing slow, and each test for one generation and one family, by turns",
     )
+    parser.addoption(
+        "--full", action="store_true", help="every case of the attacks, where a sample runs else"
+    )
     parser.addoption("--but", help="a generation to leave out wherever a test has others as well")
 
 
@@ -46,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "enough(*names, why): of the stand-ins these tell it all, for this reason"
     )
+    config.addinivalue_line("markers", "attack: faults, kills, fuzzed input; --full has them all")
     config.addinivalue_line("markers", "once(why): on one stack is enough, for this reason")
 
 
@@ -59,6 +63,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if covered:
         terminalreporter.section("covered on CUDA")
         terminalreporter.write("".join(f"{what}\n" for what in covered))
+    reports = [*passed, *terminalreporter.getreports("failed")]
+    tallies = [what for it in reports for name, what in it.user_properties if name == "tally"]
+    if tallies:
+        terminalreporter.section("attacks: tried, got through")
+        for harness in sorted({name for name, _, _ in tallies}):
+            counts = [(tried, through) for name, tried, through in tallies if name == harness]
+            tried, through = (sum(column) for column in zip(*counts))
+            terminalreporter.write_line(f"{harness}: {tried}, {through}")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -124,6 +136,18 @@ def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in [name for name in os.environ if name.startswith("COATI_EXT")]:
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def full(request: pytest.FixtureRequest) -> bool:
+    """Whether an attack runs all its cases, rather than a sample."""
+    return bool(request.config.getoption("--full"))
+
+
+@pytest.fixture
+def tally(record_property: Callable[[str, object], None]) -> Callable[[str, int, int], None]:
+    """Record ``(harness, tried, got_through)``, which the end of the run adds up and shows."""
+    return lambda *counts: record_property("tally", list(counts))
 
 
 @pytest.fixture
