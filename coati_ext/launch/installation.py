@@ -26,7 +26,7 @@ PROBE_LIMIT = 60  # seconds
 
 _PROBE = """
 import importlib.util, json, sys
-armed = any(type(finder).__module__.startswith("coati_ext.") for finder in sys.meta_path)
+armed = "coati_ext.launch.watch" in sys.modules
 found = importlib.util.find_spec("coati_ext")
 if found: import coati_ext
 version = coati_ext.__version__ if found else None

@@ -60,7 +60,8 @@ class TestInstalled:
     def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
         extra = imported(installed, COATI_EXT="1") - imported(installed)
         watch = {
-            f"coati_ext.{name}" for name in ("_startup", "launch", "launch.flag", "launch.watch")
+            f"coati_ext.{name}"
+            for name in ("_startup", "launch", "launch.flag", "launch.imports", "launch.watch")
         }
         assert extra == {"__future__", "coati_ext", *watch}
 

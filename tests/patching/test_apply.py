@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 from coati_ext.errors import DisturbedError, RefusedError
-from coati_ext.patching.apply import apply_steps, undo
+from coati_ext.patching.apply import undo, write_all, writes_for
 from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.source import Coati
 from coati_ext.patching.steps import plan_steps
@@ -76,7 +76,9 @@ def apply(coati, *changes):
         patches.append(Patch(f"p{number}", "", (site,), after=earlier))
     steps = plan_steps(patches, coati, "strict")
     assert [step.state for step in steps] == ["pending"] * len(changes)
-    return apply_steps(steps, {"coati.home": sys.modules["coati.home"]})
+    ledger = []
+    write_all(writes_for(steps, {"coati.home": sys.modules["coati.home"]}), ledger)
+    return ledger
 
 
 def test_a_name_is_rebound_in_coati_and_left_alone_in_the_users_modules(small, monkeypatch):
