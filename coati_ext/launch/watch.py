@@ -29,9 +29,7 @@ class _Watch:
     def load(self, module: ModuleType, execute: Callable[[], None], again: bool) -> None:
         """Enable the patches, or fail the import. After a failure the next import tries again."""
         if not says_off(os.environ.get("COATI_EXT", "")):
-            from coati_ext.switch import arm
-
-            arm()
+            _arm()
         guard = imports.guard()
         if guard is None or guard is self:
             execute()
@@ -48,8 +46,17 @@ def activate() -> None:
     if says_off(os.environ.get("COATI_EXT", "")):
         return
     if "coati" in sys.modules:
-        from coati_ext.switch import arm
-
-        arm()
+        _arm()
     elif imports.guard() is None:
         imports.put(_Watch())
+
+
+def _arm() -> None:
+    try:
+        from coati_ext.switch import arm
+    except Exception as error:
+        raise ImportError(
+            f"COATI_EXT asks for patches, but coati-ext is not whole here ({type(error).__name__}: "
+            f"{error}): install it again, or unset COATI_EXT"
+        ) from error
+    arm()
