@@ -77,12 +77,13 @@ class _Session:
             RankError: another rank of the running group has another plan.
         """
         imports.put(self)  # first, since another thread may import one of them meanwhile
-        here = [name for name in self.steps if _executed(name)]
-        for name in here:
-            if getattr(getattr(sys.modules[name], "__spec__", None), "_initializing", False):
+        for name in self.steps:
+            module = sys.modules.get(name)
+            if imports.being_executed(module) and not imports.under_guard(module):
                 raise RefusedError(
                     f"{name} is being imported right now: call coati_ext.enable() before or after"
                 )
+        here = [name for name in self.steps if _executed(name)]
         registry = self.plan.registry
         active.put_in_force(
             self.plan.functions(),
@@ -407,9 +408,9 @@ def _changes_under_way() -> int:
 
 
 def _executed(name: str) -> bool:
-    """Whether a module is imported, and not being executed under the guard."""
+    """Whether a module is imported, and not only being so."""
     module = sys.modules.get(name)
-    return module is not None and not imports.under_guard(module)
+    return module is not None and not imports.being_executed(module)
 
 
 def _modules_of(steps: Sequence[Step]) -> List[str]:

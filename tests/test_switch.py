@@ -505,13 +505,16 @@ def test_a_failed_session_stops_every_later_import_until_disable(upstream, monke
     coati_ext.enable()
     import coati.models
 
-    monkeypatch.setattr(
-        switch, "writes_for", lambda steps, modules: (_ for _ in ()).throw(OSError("no disk"))
-    )
+    def fail(steps, modules):
+        raise OSError("no disk")
+
+    with monkeypatch.context() as context:
+        context.setattr(switch, "writes_for", fail)
+        with pytest.raises(RefusedError, match="OSError: no disk"):
+            import coati.dataset
     for name in ("coati.dataset", "coati.trainer", "coati.experience_maker"):
         with pytest.raises(RefusedError, match="OSError: no disk"):
             importlib.import_module(name)
-        monkeypatch.undo()
     assert coati.models.RewardModel.forward.__module__.startswith("coati.models")
     assert {row.state for row in coati_ext.status().patches} <= {"refused", "already upstream"}
     with pytest.raises(RefusedError, match="no disk"):

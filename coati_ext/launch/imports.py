@@ -49,8 +49,13 @@ def put(new: Optional[Guard]) -> None:
     _importlib._find_spec = _find_spec if new is None else _shown
 
 
-def under_guard(module: ModuleType) -> bool:
-    """Whether a module is being executed for a guard right now."""
+def being_executed(module: Optional[ModuleType]) -> bool:
+    """Whether a module is in ``sys.modules`` and its first execution has not ended."""
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def under_guard(module: Optional[ModuleType]) -> bool:
+    """Whether a module that is being executed was shown to a guard, and will be again."""
     return isinstance(getattr(getattr(module, "__spec__", None), "loader", None), _Loader)
 
 

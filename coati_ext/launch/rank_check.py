@@ -75,7 +75,8 @@ def compare(plan: str, limit: float) -> None:
             stacklevel=2,
         )
         return
-    if _agreed is not None and _agreed[0]() is group and _agreed[1] == plan:
+    before = _agreed[1] if _agreed is not None and _agreed[0]() is group else None
+    if before == plan:
         return
     rank, size = dist.get_rank(), dist.get_world_size()
     store.set(str(rank), f"{socket.gethostname()} {plan}")
@@ -99,6 +100,8 @@ def compare(plan: str, limit: float) -> None:
             for other in range(1, size):
                 if reports[other] is not None:
                     _take(store, f"read by {other}", 1.0)
+    if verdict and before is not None:
+        verdict += f". The ranks had agreed on plan {before}, and this rank has changed to {plan}"
     if verdict:
         raise RankError(verdict)
     _agreed = weakref.ref(group), plan

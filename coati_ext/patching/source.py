@@ -121,7 +121,9 @@ def find_coati() -> Coati:
             )
         raise CoatiNotFoundError(f"coati is not importable by {sys.executable}: {_WAY_IN}")
     if not (root / "__init__.py").is_file():
-        what = "has no __init__.py, so it is a namespace package" if root.is_dir() else "is no folder"
+        what = (
+            "has no __init__.py, so it is a namespace package" if root.is_dir() else "is no folder"
+        )
         raise CoatiNotFoundError(f"the coati at {root} {what}, and not ColossalAI Chat: {_WAY_IN}")
     return Coati(root, generation_of(root))
 
