@@ -279,7 +279,7 @@ def two_faults(monkeypatch, first, second, after):
 @pytest.mark.attack
 @pytest.mark.once(why="it is about the engine, which knows neither torch nor transformers")
 @pytest.mark.parametrize(
-    "scenario", (enabling, importing, disabling), ids=lambda scenario: scenario.__name__
+    "scenario", [enabling, importing, disabling], ids=lambda scenario: scenario.__name__
 )
 def test_a_second_fault_while_the_first_is_mended(upstream, monkeypatch, full, tally, scenario):
     through = []

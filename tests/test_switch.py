@@ -422,7 +422,7 @@ def test_a_reload_of_edited_source_is_stopped_and_undoes_all(upstream, tmp_path,
 
     file = folder / "coati" / "models" / "loss.py"
     file.write_text("# edited\n" + file.read_text())
-    with pytest.raises(RefusedError, match="coati.models.loss:"):
+    with pytest.raises(RefusedError, match=r"coati\.models\.loss:"):
         importlib.reload(coati.models.loss)
     import coati.models
 
@@ -560,8 +560,8 @@ def test_enabling_while_a_target_is_being_imported_is_refused(upstream, tmp_path
     monkeypatch.syspath_prepend(str(folder))
     file = folder / "coati" / "models" / "loss.py"
     file.write_text(file.read_text() + "\nimport coati_ext\ncoati_ext.enable()\n")
-    with pytest.raises(RefusedError, match="coati.models.loss is being imported right now"):
-        import coati.models
+    with pytest.raises(RefusedError, match="loss is being imported right now"):
+        importlib.import_module("coati.models")
     assert all(row.state == "off" for row in coati_ext.status().patches)
 
 

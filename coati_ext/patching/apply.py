@@ -192,7 +192,7 @@ def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
     if not same_file or code.co_firstlineno != step.function.line:
         raise RefusedError(_foreign(step, value))
     source = function_in(Path(step.function.file), step.site.qualname)
-    if source is None or source.fingerprint != step.fingerprint:
+    if source != step.function and (source is None or source.fingerprint != step.fingerprint):
         raise RefusedError(
             f"{step.patch}: {step.site.target} was edited in {step.function.file} after the plan "
             "was made: call coati_ext.disable() and then enable()"

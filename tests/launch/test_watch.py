@@ -142,5 +142,5 @@ def test_a_broken_coati_ext_stops_the_import_with_a_sentence(armed, monkeypatch)
                 context.delitem(sys.modules, "coati_ext.plugins")
             context.setitem(sys.modules, name, None)
             with pytest.raises(ImportError, match=f"not whole here.*{name}.*install it again"):
-                import coati
+                importlib.import_module("coati")
     forget_coati()
