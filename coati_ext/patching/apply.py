@@ -270,8 +270,10 @@ def _replacement(
 
 def _aliases(original: object, new: object, home: ModuleType) -> Iterator[Write]:
     """Writes for the names in other coati modules (``from x import f``) that hold the original."""
-    for module_name, module in sorted(sys.modules.items()):
-        if module_name.split(".")[0] != "coati" or module is home or module is None:
+    names = [name for name in list(sys.modules) if f"{name}.".startswith("coati.")]
+    for module_name in sorted(names):
+        module = sys.modules[module_name]
+        if module is home or module is None:
             continue
         for name, value in list(vars(module).items()):
             if value is original:
