@@ -115,8 +115,7 @@ class _Session:
             return
         execute()
         with _lock:
-            if _session is not None:  # it may have been switched off, and on again, meanwhile
-                _session.came(module.__name__)
+            _came(module.__name__)
 
     def came(self, name: str) -> None:
         """Patch a module that has been executed."""
@@ -133,10 +132,10 @@ class _Session:
         try:
             execute()
             with _lock:
-                self._raise_failure()
-                self._patch(name)
+                _came(name)
         except BaseException as error:
-            self._fail(error)
+            if _session is self:
+                self._fail(error)
             raise
         self.whole = was
 
@@ -315,7 +314,7 @@ def enable(config: ConfigArgument = None) -> Report:
             _session.settle()
         plan = make_plan(config)
         if plan.layers.killed:
-            return _off(plan, "COATI_EXT says off")
+            return _session.report() if _session else _off(plan, "COATI_EXT says off")
         plan.check()
         _require_torch()
         if _session is not None:
@@ -340,6 +339,12 @@ def disable() -> None:
     """
     with _lock:
         _end(None)
+
+
+def _came(name: str) -> None:
+    """Show an executed module to the session, which its own code may have ended or begun."""
+    if _session is not None:
+        _session.came(name)
 
 
 def _end(guard: Optional[imports.Guard]) -> None:

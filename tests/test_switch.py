@@ -332,6 +332,12 @@ def test_the_kill_switch_stops_enable(upstream, monkeypatch):
     assert attributes() == before
 
 
+def test_the_kill_switch_does_not_hide_what_is_on(upstream, monkeypatch):
+    report = coati_ext.enable()
+    monkeypatch.setenv("COATI_EXT", "0")
+    assert coati_ext.enable() == report
+
+
 def test_status_and_reports_are_values(upstream):
     off = coati_ext.status()
     assert all(row.state == "off" for row in off.patches)

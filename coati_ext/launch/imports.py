@@ -61,7 +61,9 @@ def under_guard(module: Optional[ModuleType]) -> bool:
 
 def _shown(name: str, path: Any, target: Any = None) -> Optional[ModuleSpec]:
     spec: Optional[ModuleSpec] = _find_spec(name, path, target)
-    if spec is not None and _guard is not None and _guard.wants(name):
+    if spec is None or _guard is None or not _guard.wants(name):
+        return spec
+    if spec.loader is not None or "." not in name:  # a folder within coati may have no loader
         spec.loader = _Loader(spec.loader)  # type: ignore[assignment]
     return spec
 
