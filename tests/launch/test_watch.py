@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from importlib.machinery import PathFinder
+from pathlib import Path
 
 import pytest
 
@@ -104,10 +105,11 @@ def in_an_archive(upstream, folder):
 def unreadable(request, armed, tmp_path):
     """In the place of the coati under test, one whose source cannot be read."""
     place = str(request.param(armed, tmp_path))
-    number = sys.path.index(str(armed.folder))
-    sys.path[number] = place
+    before = list(sys.path)
+    others = [item for item in before if not Path(item, "coati", "__init__.py").is_file()]
+    sys.path[:] = [place, *others]
     yield place
-    sys.path[number] = str(armed.folder)
+    sys.path[:] = before
 
 
 def test_a_coati_that_cannot_be_read_is_refused_and_not_imported(unreadable, monkeypatch):
