@@ -96,12 +96,16 @@ class Plan:
             raise refused
 
 
-def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Plan:
+def make_plan(
+    config: ConfigArgument = None, options: Sequence[Entry] = (), plugins: bool = True
+) -> Plan:
     """Read the settings, load the plugins and compare upstream's source with the patches.
 
     Args:
         config: as for :func:`coati_ext.enable`.
         options: settings from the command line of ``coati-ext run``.
+        plugins: whether to load the plugins that are not built in. A plan without them is for
+            looking at: what they would add is missing, and settings of theirs are not checked.
 
     Raises:
         ConfigError: the settings are wrong, or two plugins implement a choice hook and the
@@ -109,13 +113,15 @@ def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> P
         RefusedError: two patches change the same function and declare no valid order.
     """
     layers = collect(config, options)
-    registry = load(layers.plugins)
+    registry = load(layers.plugins, run=plugins)
     offers = {hook: registry.implementations(hook) for hook in CHOICES}
     names = {hook: [item.name for item in items] for hook, items in offers.items()}
     coati, missing = _find()
     generation = coati.generation if coati else None
     try:
-        settings = resolve(layers, registry.patches, registry.options, names, generation)
+        settings = resolve(
+            layers, registry.patches, registry.options, names, generation, bool(registry.unloaded)
+        )
     except ConfigError as error:
         broken = "\n".join(f"  {item.name}: {item.error}" for item in registry.broken)
         if not broken:
@@ -166,7 +172,8 @@ def _pick(
             raise ConfigError(f"two plugins offer {hook} under one name: {sorted(by_name)}")
         mine = [item for item in items if not item.plugin.builtin]
         if hook in settings.use:
-            picked[hook] = by_name[settings.use[hook].value]
+            if settings.use[hook].value in by_name:  # else it is of a plugin that is not loaded
+                picked[hook] = by_name[settings.use[hook].value]
         elif len(mine) > 1:
             raise ConfigError(
                 f"{len(mine)} plugins offer {hook}: {', '.join(item.name for item in mine)}. Name "

@@ -102,6 +102,8 @@ class Settings:
     """The options of each section."""
     use: Mapping[str, Value]
     """The implementation that the configuration names for a choice hook."""
+    unchecked: Tuple[Entry, ...] = ()
+    """Settings that may be of plugins which are not loaded."""
 
     def instances(self, classes: Mapping[str, type]) -> Dict[str, Any]:
         """The options of each section as an instance of its class."""
@@ -198,6 +200,7 @@ def resolve(
     options: Mapping[str, type],
     choices: Mapping[str, Sequence[str]],
     generation: Optional[str] = None,
+    unloaded: bool = False,
 ) -> Settings:
     """Check the layers against the known patches and options, and return the settings.
 
@@ -207,11 +210,13 @@ def resolve(
         options: the options class of each section.
         choices: the implementations of each choice hook.
         generation: of the coati found; some defaults depend on it.
+        unloaded: whether there are plugins that are not loaded; names that are not known may be
+            theirs, so the settings that use these are put aside.
 
     Raises:
         ConfigError: lists every problem with its place, the expected value and the nearest match.
     """
-    draft = _Draft(patches, options, choices, generation)
+    draft = _Draft(patches, options, choices, generation, unloaded)
     problems = list(layers.problems)
     for entry in layers.entries:
         problem = draft.set(entry)
@@ -225,7 +230,14 @@ def resolve(
             f"{count} in the coati-ext settings\n{told}\n"
             f"Known patches and sections: {', '.join(draft.known)}"
         )
-    return Settings(draft.policy, draft.rank_check, draft.enabled, draft.sections, draft.use)
+    return Settings(
+        draft.policy,
+        draft.rank_check,
+        draft.enabled,
+        draft.sections,
+        draft.use,
+        tuple(draft.unchecked),
+    )
 
 
 class _Draft:
@@ -237,7 +249,10 @@ class _Draft:
         options: Mapping[str, type],
         choices: Mapping[str, Sequence[str]],
         generation: Optional[str],
+        unloaded: bool,
     ) -> None:
+        self.unloaded = unloaded
+        self.unchecked: List[Entry] = []
         self.options = options
         self.choices = choices
         self.known = sorted({*patches, *options})
@@ -260,7 +275,7 @@ class _Draft:
             return self._set_use(entry) if entry.key else ""
         if entry.section not in self.known:
             match = nearest(entry.section, [*self.known, "use"])
-            return f"{entry.section}: no such patch or section{match}"
+            return self._unknown(entry, f"{entry.section}: no such patch or section{match}")
         if not entry.key:  # an empty section
             return ""
         if entry.key == "enabled" and entry.section in self.enabled:
@@ -291,7 +306,8 @@ class _Draft:
     def _set_only(self, entry: Entry) -> str:
         self.enabled = {name: Value(name in entry.value, entry.origin) for name in self.enabled}
         unknown = [name for name in entry.value if name not in self.enabled]
-        return "; ".join(f"{name}: no such patch{nearest(name, self.enabled)}" for name in unknown)
+        told = [f"{name}: no such patch{nearest(name, self.enabled)}" for name in unknown]
+        return self._unknown(entry, "; ".join(told))
 
     def _set_top(self, entry: Entry) -> str:
         if entry.key == "policy":
@@ -319,7 +335,9 @@ class _Draft:
         if entry.key not in self.choices:
             return f"use.{entry.key}: no such choice hook{nearest(entry.key, self.choices)}"
         if entry.value not in self.choices[entry.key]:
-            return self._no_implementation(entry, entry.key)
+            problem = self._unknown(entry, self._no_implementation(entry, entry.key))
+            if problem:
+                return problem
         self.use[entry.key] = Value(entry.value, entry.origin)
         return ""
 
@@ -332,12 +350,22 @@ class _Draft:
         value, wanted = _convert(entry.value, typing.get_type_hints(cls)[entry.key])
         if not wanted and "chooses" in limits:
             if value not in self.choices[limits["chooses"]]:
-                return self._no_implementation(entry, limits["chooses"])
+                problem = self._no_implementation(entry, limits["chooses"])
+                wanted = self._unknown(entry, problem)
+                if wanted:
+                    return wanted
         elif not wanted:
             wanted = _outside(value, limits)
         if wanted:
             return f"{entry.name} = {entry.value!r}: wants {wanted}"
         values[entry.key] = Value(value, entry.origin)
+        return ""
+
+    def _unknown(self, entry: Entry, problem: str) -> str:
+        """The problem, unless the name that is not known may be of a plugin that is not loaded."""
+        if not (problem and self.unloaded):
+            return problem
+        self.unchecked.append(entry)
         return ""
 
     def _no_implementation(self, entry: Entry, hook: str) -> str:

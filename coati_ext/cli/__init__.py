@@ -8,26 +8,38 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from typing import Any, Callable, Dict, Iterator, List, Optional, Tuple
 
 from coati_ext import __version__
 from coati_ext.cli import demo, doctor, migrate, read, run
+from coati_ext.cli.folder import on_path
 from coati_ext.errors import CoatiExtError
 
 Facts = Dict[str, Any]
 Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
+LOOKS = (  # they make a plan only to show it
+    doctor.facts,
+    read.list_facts,
+    read.plan_facts,
+    read.explain_facts,
+    read.diff_facts,
+    read.config_facts,
+    read.plugins_facts,
+)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line and return its exit status."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does, to find a coati or plugin in this folder
     options = _parser().parse_args(arguments)
+    json_only = getattr(options, "json", False)
     try:
-        status, facts = options.command(options)
+        with on_path(), _printing_to_stderr() if json_only else nullcontext():
+            status, facts = options.command(options)
     except CoatiExtError as error:
-        if getattr(options, "json", False):
+        if json_only:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
         else:
             print(f"coati-ext: {error}", file=sys.stderr)
@@ -35,11 +47,26 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         sys.stderr.close()
         return 0
-    if getattr(options, "json", False):
+    if json_only:
         print(json.dumps(facts, indent=2))
     elif options.view is not None:
         options.view(facts)
     return int(status)
+
+
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Let what plugins and their child processes print go to standard error."""
+    sys.stdout.flush()
+    standard = os.dup(1)
+    with suppress(OSError):  # without a standard error, what Python prints is kept back
+        os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(standard, 1)
+        os.close(standard)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, view=view)
         if view is not None:
             sub.add_argument("--json", action="store_true", help="print the facts as JSON")
+        if command in LOOKS:
+            told = "run no plugin, and show each as not loaded"
+            sub.add_argument("--no-plugins", action="store_true", help=told)
         return sub
 
     sub = add("doctor", "what is wrong here and what would be right", doctor.facts, doctor.view)

@@ -14,6 +14,7 @@ from coati_ext import __version__
 from coati_ext.cli.child import run_module
 from coati_ext.cli.read import plan_facts, plan_view
 from coati_ext.cli.screen import table, write
+from coati_ext.errors import ConfigError
 from coati_ext.launch import installation
 from coati_ext.launch.flag import says_off
 from coati_ext.report import REFUSED
@@ -23,7 +24,13 @@ LAUNCHERS = ("torchrun", "colossalai")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
-    """The state of the installation, of coati, of the plan and, with ``--live``, of the defects."""
+    """The state of the installation, of coati, of the plan and, with ``--live``, of the defects.
+
+    Raises:
+        ConfigError: ``--live`` runs what ``--no-plugins`` must not run.
+    """
+    if options.live and options.no_plugins:
+        raise ConfigError("--live measures with the plugins on: leave out --no-plugins or --live")
     status, plan = plan_facts(options)
     file = installation.startup_file()
     found: Facts = {

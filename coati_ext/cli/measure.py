@@ -47,7 +47,8 @@ def main(flag: str) -> int:
         enable()
         defects = [item for item in defects if plan.settings.enabled[item.patch].value]
     with cpu_only():
-        print(json.dumps([measure(defect) for defect in defects]))
+        found = json.dumps([measure(defect) for defect in defects])
+    print(f"\n{found}")  # a line of its own, whatever a plugin has printed
     return 0
 
 

@@ -17,13 +17,16 @@ from coati_ext.patching.steps import refusal
 from coati_ext.plan import Plan, make_plan
 from coati_ext.plugins import CHOICES, HOOKS
 from coati_ext.report import REFUSED
+from coati_ext.settings import Value
 
 Facts = Dict[str, Any]
+NOT_LOADED = "not loaded"
+NOT_CHECKED = "not checked: plugins not loaded"
 
 
 def list_facts(options: Namespace) -> Tuple[int, Facts]:
     """Each patch: on or off and why, its generations and summary."""
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     rows = []
     for name, patch in sorted(plan.registry.patches.items()):
         value = plan.settings.enabled[name]
@@ -57,7 +60,7 @@ def list_view(facts: Facts) -> None:
 
 def plan_facts(options: Namespace) -> Tuple[int, Facts]:
     """The dry run: each target with its state and fingerprint, the choices, the digest."""
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     steps = [
         {
             "order": order,
@@ -77,20 +80,28 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "generation": plan.coati and plan.coati.generation,
         "coati": plan.coati and str(plan.coati.root),
         "policy": plan.settings.policy.value,
-        "digest": plan.digest,
+        "digest": None if plan.registry.unloaded else plan.digest,
         "steps": steps,
-        "choices": {hook: item.name for hook, item in plan.choices.items()},
+        "choices": _chosen(plan),
         "broken_plugins": {item.name: item.error for item in plan.registry.broken},
+        "not_loaded": [item.name for item in plan.registry.unloaded],
+        "not_checked": [item.name for item in plan.settings.unchecked],
         "problem": problem,
     }
     return int(bool(problem or plan.registry.broken)), facts
+
+
+def _chosen(plan: Plan) -> Dict[str, str]:
+    """The implementation of each choice, those of plugins that are not loaded included."""
+    named = {hook: f"{value.value} ({NOT_LOADED})" for hook, value in plan.settings.use.items()}
+    return {**named, **{hook: item.name for hook, item in plan.choices.items()}}
 
 
 def plan_view(facts: Facts) -> None:
     """Print :func:`plan_facts`."""
     write(
         f"coati {facts['coati'] or 'not found'}, generation {facts['generation'] or 'unknown'}, "
-        f"policy {facts['policy']}, digest {facts['digest']}"
+        f"policy {facts['policy']}, digest {facts['digest'] or 'unknown'}"
     )
     rows = [
         [
@@ -109,6 +120,10 @@ def plan_view(facts: Facts) -> None:
         write(f"{hook}: {name}")
     for name, error in facts["broken_plugins"].items():
         write(f"broken plugin {name}: {error}")
+    for name in facts["not_loaded"]:
+        write(f"plugin {name}: {NOT_LOADED}, so what it offers and changes is not told here")
+    for name in facts["not_checked"]:
+        write(f"setting {name}: {NOT_CHECKED}")
     if facts["problem"]:
         write(facts["problem"])
 
@@ -119,7 +134,7 @@ def explain_facts(options: Namespace) -> Tuple[int, Facts]:
     Raises:
         UnknownNameError: there is none.
     """
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     if options.name in HOOKS:
         return 0, _explain_hook(plan, options.name)
     return 0, _explain_patch(plan, _patch(plan, options.name, HOOKS))
@@ -129,9 +144,10 @@ def _patch(plan: Plan, name: str, others: List[str]) -> Patch:
     patches = plan.registry.patches
     if name not in patches:
         what = "patch or hook" if others else "patch"
+        unloaded = f"; {NOT_CHECKED}" if plan.registry.unloaded else ""
         raise UnknownNameError(
             f"no {what} is called {name}{nearest(name, [*patches, *others])} "
-            f"(there are {', '.join([*sorted(patches), *others])})"
+            f"(there are {', '.join([*sorted(patches), *others])}{unloaded})"
         )
     return patches[name]
 
@@ -241,7 +257,7 @@ def diff_facts(options: Namespace) -> Tuple[int, Facts]:
         UnknownNameError: no patch has the name.
         CoatiNotFoundError: there is no coati to compare with.
     """
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     patch = _patch(plan, options.name, [])
     if plan.missing:
         raise plan.missing
@@ -279,15 +295,21 @@ def diff_view(facts: Facts) -> None:
 
 def config_facts(options: Namespace) -> Tuple[int, Facts]:
     """Every resolved setting and its source."""
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     settings = plan.settings
+    unchecked = {item.name: item for item in settings.unchecked}
     values = {"policy": settings.policy, "rank_check": settings.rank_check}
     values.update({f"{name}.enabled": value for name, value in settings.enabled.items()})
     for section, items in settings.sections.items():
         values.update({f"{section}.{key}": value for key, value in items.items()})
     values.update({f"use.{hook}": value for hook, value in settings.use.items()})
+    values.update({name: Value(item.value, item.origin) for name, item in unchecked.items()})
     rows = [
-        {"name": name, "value": value.value, "origin": value.origin}
+        {
+            "name": name,
+            "value": value.value,
+            "origin": value.origin + f" ({NOT_CHECKED})" * (name in unchecked),
+        }
         for name, value in sorted(values.items())
     ]
     rows += [
@@ -312,18 +334,18 @@ def plugins_facts(options: Namespace) -> Tuple[int, Facts]:
     hook = options.hook
     if hook and hook not in HOOKS:
         raise UnknownNameError(f"no hook is called {hook}{nearest(hook, HOOKS)}")
-    plan = make_plan()
+    plan = make_plan(plugins=not options.no_plugins)
     rows = [
         {
             "name": plugin.name,
             "source": plugin.source,
-            "state": "broken" if plugin.error else "loaded",
+            "state": "broken" if plugin.error else "loaded" if plugin.loaded else NOT_LOADED,
             "hooks": list(plugin.hooks),
             "file": plugin.file,
             "error": plugin.error,
         }
         for plugin in plan.registry.plugins
-        if not hook or hook in plugin.hooks
+        if not hook or hook in plugin.hooks or not plugin.loaded
     ]
     return int(bool(plan.registry.broken)), {"plugins": rows}
 

@@ -22,6 +22,7 @@ _COLOURS: Dict[str, str] = {
     "broken": "bold red",
     "wrong": "bold red",
     "missing": "yellow",
+    "not loaded": "yellow",
 }
 
 
