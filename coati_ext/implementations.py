@@ -1,8 +1,8 @@
-"""The hooks of a loaded plugin: its marked functions, checked and brought to one way of calling.
+"""The hooks of a loaded plugin: its marked functions, checked, and how each is called.
 
 pluggy passes over what it cannot call (a class, a partial, a property, a mark under another
-decorator) and leaves out arguments with a default. Here each of these works or is refused by name,
-so no hook of a plugin is ever without effect.
+decorator) and does not fill in every argument, each release in its own way. Here each of these
+works or is refused by name, so that no hook of a plugin is without effect.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-from inspect import Parameter, Signature
-from typing import Any, Callable, Dict, List, Mapping, Optional
+from inspect import Parameter
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple
 
 from coati_ext import hookspecs
 from coati_ext.errors import PluginError, nearest
@@ -22,22 +22,22 @@ _MARK = "coati_ext_impl"
 _MARK_IT = "decorate it with @coati_ext.hookimpl"
 
 
-def hooks_of(plugin: Any) -> Dict[str, Callable[..., Any]]:
-    """The marked functions of a plugin by their names in it, callable with positional arguments.
+def hooks_of(plugin: Any) -> Dict[str, Tuple[str, Callable[..., Any]]]:
+    """The marked functions of a plugin by their names in it, each with its hook.
 
     Raises:
         PluginError: one of them is no valid hook, or there is none; names the file and the line.
     """
     if inspect.isclass(plugin):
         raise PluginError(f"{plugin.__name__} is a class: have you forgotten the ()?")
-    found: Dict[str, Callable[..., Any]] = {}
+    found: Dict[str, Tuple[str, Callable[..., Any]]] = {}
     unmarked: Dict[str, Any] = {}
     for name in dir(plugin):
         item = _attribute(plugin, name)
         marks = _marks(item)
         if marks is not None:
-            _require_valid(item, marks.get("specname") or name, marks)
-            found[name] = _by_position(item)
+            found[name] = (marks.get("specname") or name, item)
+            _require_valid(item, found[name][0], marks)
         elif _lost_mark(plugin, name):
             raise PluginError(
                 f"{definition(item)}: another decorator hides that {name} is a hook; put "
@@ -51,6 +51,30 @@ def hooks_of(plugin: Any) -> Dict[str, Callable[..., Any]]:
     if not found:
         raise PluginError(f"it has no hook{_likely(unmarked)}")
     return found
+
+
+def arguments_of(hook: str) -> List[str]:
+    """The arguments of a hook, in order."""
+    return list(inspect.signature(getattr(hookspecs, hook)).parameters)
+
+
+def taking_all(function: Callable[..., Any], hook: str) -> Callable[..., Any]:
+    """An implementation as a function of all arguments of its hook, in order.
+
+    An argument with a default is given like any other.
+    """
+    accepted = arguments_of(hook)
+    parameters = inspect.signature(function).parameters.values()
+    named = [item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY]
+    plain = [accepted.index(item.name) for item in parameters if item.name not in named]
+    if plain == list(range(len(accepted))):
+        return function
+    if not named:
+        return lambda *given: function(*[given[index] for index in plain])
+    pairs = [(name, accepted.index(name)) for name in named]
+    return lambda *given: function(
+        *[given[index] for index in plain], **{name: given[index] for name, index in pairs}
+    )
 
 
 def definition(function: Any) -> str:
@@ -108,25 +132,18 @@ def _require_valid(function: Any, hook: str, marks: Mapping[str, Any]) -> None:
     if not (inspect.isfunction(function) or inspect.ismethod(function)):
         kind = "class" if inspect.isclass(function) else type(function).__name__
         raise PluginError(f"{where}: {hook} is a {kind}: expected a function made by def")
-    wraps = bool(marks.get("wrapper") or marks.get("hookwrapper"))
-    if hook in CHOICES and wraps:
+    if marks.get("wrapper") or marks.get("hookwrapper"):
         raise PluginError(
-            f"{where}: {hook} computes numbers, so one implementation is picked and called "
-            "alone; a wrapper around it would not run"
+            f"{where}: {hook} is marked as a wrapper, but implementations are called alone, so a "
+            "wrapper around it would not run"
         )
     if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
         raise PluginError(f"{where}: {hook} is async, and nothing awaits it: expected a plain def")
-    if inspect.isgeneratorfunction(function) != wraps:
+    if inspect.isgeneratorfunction(function):
         raise PluginError(
-            f"{where}: {hook} is marked as a wrapper but does not yield"
-            if wraps
-            else f"{where}: {hook} yields, so calling it runs none of it: expected a plain def"
+            f"{where}: {hook} yields, so that calling it runs none of it: expected a plain def"
         )
-    _require_arguments(function, hook, where, wraps)
-
-
-def _require_arguments(function: Any, hook: str, where: str, wraps: bool) -> None:
-    accepted = list(inspect.signature(getattr(hookspecs, hook)).parameters)
+    accepted = arguments_of(hook)
     for item in inspect.signature(function).parameters.values():
         if item.kind in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
             raise PluginError(
@@ -138,24 +155,3 @@ def _require_arguments(function: Any, hook: str, where: str, wraps: bool) -> Non
                 f"{where}: {hook} has no argument {item.name}; it has {accepted}"
                 f"{nearest(item.name, accepted)}"
             )
-        if wraps and (item.default is not item.empty or item.kind is item.KEYWORD_ONLY):
-            raise PluginError(
-                f"{where}: the wrapper around {hook} takes {item}: expected a plain {item.name}"
-            )
-
-
-def _by_position(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, as one that pluggy gives every argument of, those with a default included."""
-    parameters: List[Parameter] = list(inspect.signature(function).parameters.values())
-    named = [item.name for item in parameters if item.kind is Parameter.KEYWORD_ONLY]
-    if not named and all(item.default is Parameter.empty for item in parameters):
-        return function
-    first = len(parameters) - len(named)
-
-    @functools.wraps(function)
-    def called(*values: Any) -> Any:
-        return function(*values[:first], **dict(zip(named, values[first:])))
-
-    plain = [Parameter(item.name, Parameter.POSITIONAL_OR_KEYWORD) for item in parameters]
-    called.__signature__ = Signature(plain)  # type: ignore[attr-defined]
-    return called

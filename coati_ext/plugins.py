@@ -22,13 +22,13 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import pluggy
 
 from coati_ext import hookspecs, implementations
 from coati_ext.errors import CoatiExtError, PluginError
-from coati_ext.implementations import CHOICES, HOOKS, definition, hooks_of
+from coati_ext.implementations import CHOICES, HOOKS, arguments_of, definition, hooks_of, taking_all
 from coati_ext.patching.defect import Defect
 from coati_ext.patching.patch import Patch
 
@@ -66,7 +66,10 @@ class Implementation:
     """The plugin's name, or the function's name if it differs from the hook's (``specname``)."""
     plugin: Plugin
     function: Callable[..., Any]
-    arguments: Tuple[str, ...]
+
+    def told(self, hook: str) -> str:
+        """The hook, the plugin, and the file and line of the function, for messages."""
+        return f"{hook} of plugin {self.plugin.name} ({definition(self.function)})"
 
 
 @dataclass
@@ -96,9 +99,7 @@ class Registry:
         for item in getattr(self.manager.hook, hook).get_hookimpls():
             own = item.function.__name__
             name = item.plugin_name if own == hook else own
-            found.append(
-                Implementation(name, plugins[item.plugin_name], item.function, item.argnames)
-            )
+            found.append(Implementation(name, plugins[item.plugin_name], item.function))
         return sorted(found, key=lambda item: (not item.plugin.builtin, item.name))
 
     def resolve(self, hook: str, implementation: Implementation) -> Callable[..., Any]:
@@ -106,19 +107,16 @@ class Registry:
 
         What a user's one returns is checked, and its errors name it; see ``coati_ext.results``.
         """
-        spec = tuple(getattr(self.manager.hook, hook).spec.argnames)
-        function = implementation.function
-        wanted = [spec.index(name) for name in implementation.arguments]
-        told = _told(hook, implementation)
-
-        def chosen(*arguments: Any) -> Any:
-            return function(*[arguments[index] for index in wanted])
+        function = taking_all(implementation.function, hook)
+        if implementation.plugin.builtin:
+            return function
+        told = implementation.told(hook)
 
         def checked(*arguments: Any) -> Any:
             from coati_ext.results import check
 
             try:
-                result = function(*[arguments[index] for index in wanted])
+                result = function(*arguments)
             except Exception as error:
                 if _passes(error):
                     raise
@@ -126,35 +124,34 @@ class Registry:
             check(hook, told, result, arguments)
             return result
 
-        if not implementation.plugin.builtin:
-            return checked
-        return function if implementation.arguments == spec else chosen
+        return checked
 
     def observer(self, hook: str) -> Callable[..., None]:
         """A function with the hook's keyword arguments that calls every implementation."""
-        caller = getattr(self.manager.hook, hook)
-        items = self.implementations(hook)
-        by_code = {code: item for item in items for code in _codes(item.function)}
+        names = arguments_of(hook)
+        calls = [
+            (item.told(hook), taking_all(item.function, hook))
+            for item in self.implementations(hook)
+        ]
 
         def call_all(**arguments: Any) -> None:
-            before = _versions(arguments.get("experience"))
-            try:
-                caller(**arguments)
-            except Exception as error:
-                frames = traceback.walk_tb(error.__traceback__)
-                at_fault = [by_code[f.f_code] for f, _ in frames if f.f_code in by_code]
-                if not at_fault:
-                    raise
-                raise PluginError(f"{_told(hook, at_fault[0])} failed: {_words(error)}") from error
-            after = _versions(arguments.get("experience"))
-            changed = [name for name in before if before[name] != after.get(name)]
-            if changed:
-                raise PluginError(
-                    f"{' or '.join(_told(hook, item) for item in items)} has changed "
-                    f"experience.{changed[0]}: an observer reads the experience and changes nothing"
-                )
+            for told, function in calls:
+                before = _versions(arguments.get("experience"))
+                try:
+                    returned = function(*[arguments[name] for name in names])
+                except Exception as error:
+                    raise PluginError(f"{told} failed: {_words(error)}") from error
+                if inspect.isawaitable(returned):
+                    raise PluginError(f"{told} returned {returned!r}, which nothing awaits")
+                after = _versions(arguments.get("experience"))
+                changed = [name for name in before if before[name] != after.get(name)]
+                if changed:
+                    raise PluginError(
+                        f"{told} has changed experience.{changed[0]}: an observer reads the "
+                        "experience and changes nothing"
+                    )
 
-        return call_all if items else lambda **arguments: None
+        return call_all
 
 
 class _Hooks:
@@ -163,19 +160,6 @@ class _Hooks:
     def __init__(self, plugin: object, hooks: Mapping[str, Callable[..., Any]]) -> None:
         vars(self).update(hooks)
         vars(self)["_plugin"] = plugin
-
-
-def _codes(function: Any) -> Iterator[object]:
-    """The code of a function and of those that it wraps, but for our own wrapper."""
-    while function is not None:
-        code = getattr(function, "__code__", None)
-        if code is not None and code.co_filename != implementations.__file__:
-            yield code
-        function = getattr(function, "__wrapped__", None)
-
-
-def _told(hook: str, item: Implementation) -> str:
-    return f"{hook} of plugin {item.plugin.name} ({definition(item.function)})"
 
 
 def _words(error: BaseException) -> str:
@@ -287,6 +271,7 @@ def _add(registry: Registry, name: str, source: str, importer: Callable[[], obje
     """Load one plugin and run its registration hooks, or record why it is broken."""
     manager = registry.manager
     loaded: Any = None
+    found: Mapping[str, Tuple[str, Callable[..., Any]]] = {}
     hooks: Optional[_Hooks] = None
     error = ""
     trial = Registry(manager)  # merged only if the whole plugin is valid
@@ -297,23 +282,26 @@ def _add(registry: Registry, name: str, source: str, importer: Callable[[], obje
         known = [own for own, item in manager.list_name_plugin() if vars(item)["_plugin"] is loaded]
         if known:
             raise PluginError(f"it is loaded already, as plugin {known[0]}")
-        hooks = _Hooks(loaded, hooks_of(loaded))
+        found = hooks_of(loaded)
+        hooks = _Hooks(loaded, {own: function for own, (_, function) in found.items()})
         manager.register(hooks, name)
-        _collect(hooks, registry, trial)
+        _collect(found.values(), registry, trial)
     except BaseException as problem:  # a plugin that ends the process is broken like any other
         error = f"{_words(problem)} ({_place(problem, loaded)})"
         if hooks is not None and manager.is_registered(hooks):
             manager.unregister(hooks)
-        hooks = None
+        found = {}
     else:
         registry.patches.update(trial.patches)
         registry.options.update(trial.options)
         registry.defects.extend(trial.defects)
-    names = {caller.name for caller in (hooks and manager.get_hookcallers(hooks)) or ()}
-    registry.plugins.append(Plugin(name, source, _source_file(loaded), tuple(sorted(names)), error))
+    names = tuple(sorted({hook for hook, _ in found.values()}))
+    registry.plugins.append(Plugin(name, source, _source_file(loaded), names, error))
 
 
-def _collect(hooks: _Hooks, registry: Registry, trial: Registry) -> None:
+def _collect(
+    found: Iterable[Tuple[str, Callable[..., Any]]], registry: Registry, trial: Registry
+) -> None:
     def register_patch(patch: object) -> None:
         if not isinstance(patch, Patch):
             raise PluginError(f"register_patches wants coati_ext.Patch values, got {patch!r}")
@@ -340,16 +328,19 @@ def _collect(hooks: _Hooks, registry: Registry, trial: Registry) -> None:
             raise PluginError(f"register_defects wants coati_ext.Defect values, got {defect!r}")
         trial.defects.append(defect)
 
-    manager = registry.manager
-    others = [item for item in manager.get_plugins() if item is not hooks]
-    for hook, register in (
-        ("register_patches", register_patch),
-        ("register_options", register_options),
-        ("register_defects", register_defect),
-    ):
-        returned = manager.subset_hook_caller(hook, others)(register=register)
-        if returned:
-            raise PluginError(f"{hook} returned {returned[0]!r}: expected a call of register(...)")
+    registers = {
+        "register_defects": register_defect,
+        "register_options": register_options,
+        "register_patches": register_patch,
+    }
+    for hook, function in found:
+        if hook in registers:
+            returned = taking_all(function, hook)(registers[hook])
+            if returned is not None:
+                raise PluginError(
+                    f"{definition(function)}: {hook} returned {returned!r}: expected calls of "
+                    "register(...)"
+                )
 
 
 def _place(problem: BaseException, plugin: object) -> str:

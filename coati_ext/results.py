@@ -240,8 +240,12 @@ def _never_rises(mask: Any) -> Any:
 
 
 def _require_finite(told: str, found: Tensor, *mask: Tensor) -> None:
-    if found.requires_grad and not _on_cpu(found):
+    if found.requires_grad and not found.is_cpu:
         return
+    if found.is_cpu and not is_compiling():
+        numbers = _array(found).ravel()
+        if math.isfinite(numbers.dot(numbers)):  # three times as quick as a look at each
+            return
     fine = _finite_actions if mask else _finite
     _require(told, "a number that is not finite", "finite numbers", fine, found, *mask)
 
@@ -251,26 +255,22 @@ def _require(
 ) -> None:
     if is_compiling():
         return
-    if _on_cpu(found):
+    if found.is_cpu:
         right = fine(*[_array(item) for item in (found, *others)])
         if not right.all():
-            row, *column = (~right).nonzero()
-            number = _array(found)[row[0], column[0][0]] if column else _array(found)[row[0]]
-            value = f" ({number})" if found.is_floating_point() else ""
+            first = tuple(indices[0] for indices in (~right).nonzero())
+            value = f" ({_array(found)[first]})" if found.is_floating_point() else ""
             raise PluginError(
-                f"{told} returned {_described(found)} with {what}{value} in row {row[0]}: "
+                f"{told} returned {_described(found)} with {what}{value} in row {first[0]}: "
                 f"expected {wanted}"
             )
-    elif found.device.type == "cuda":
+    elif found.is_cuda:
         right = fine(found.detach(), *others).all()
         words = [f"{told} returned {what}: expected {wanted}"] if _ASSERT_TAKES_WORDS else []
         torch._assert_async(right, *words)
 
 
-def _on_cpu(found: Tensor) -> bool:
-    return found.device.type == "cpu"
-
-
 def _array(item: Tensor) -> Any:
-    item = item.detach()
+    if item.requires_grad:
+        item = item.detach()
     return (item.float() if item.dtype == torch.bfloat16 else item).numpy()
