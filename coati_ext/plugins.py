@@ -320,7 +320,12 @@ def _collect(
                 f"register_options: {section}.{bare[0]} has no default: expected a field made by "
                 "coati_ext.option(default, help)"
             )
-        typing.get_type_hints(options)  # raises here, where the plugin can be named
+        try:
+            typing.get_type_hints(options)
+        except Exception as error:
+            raise PluginError(
+                f"register_options: the types of {section} cannot be read: {_words(error)}"
+            ) from error
         trial.options[section] = options
 
     def register_defect(defect: object) -> None:
