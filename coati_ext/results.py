@@ -49,8 +49,8 @@ def _align_prompts(told: str, found: Any, input_ids: Tensor, attention_mask: Ten
     ids, mask = _pair(told, found)
     width = ids.size(1) if isinstance(ids, Tensor) and ids.dim() == 2 else -1
     shape = (input_ids.size(0), max(width, 1))
-    _require_like(f"{told} as ids", ids, "(B, P)", shape, _IDS, input_ids)
-    _require_like(f"{told} as mask", mask, "(B, P)", shape, _BOOL, input_ids)
+    _require_like(told, ids, "(B, P)", shape, _IDS, input_ids, "as the ids ")
+    _require_like(told, mask, "(B, P)", shape, _BOOL, input_ids, "as the mask ")
     wanted = "left-padded rows, without gaps, of at least one real token"
     _require(told, "a mask that does not end with a real token", wanted, _last_column, mask)
     _require(told, "a mask with a gap", wanted, _never_falls, mask)
@@ -65,15 +65,15 @@ def _sample_answers(
     shape = found.shape if fits else (rows, f"{width + 1} to {width + new_tokens}")
     _require_like(told, found, "(B, S)", shape, _IDS, input_ids)
     changed = "the prompts changed"
-    _require(told, changed, "the prompts as they came", _kept, found[:, :width], input_ids, mask)
+    _require(told, changed, "the prompts as they came", _kept, found, input_ids, mask)
 
 
 def _mark_actions(told: str, found: Any, sequences: Tensor, prompt_width: int, *_: Any) -> None:
     actions, ended = _pair(told, found)
     rows, columns = sequences.shape
     shape = (rows, columns - prompt_width)
-    _require_like(f"{told} as action mask", actions, "(B, A)", shape, _BOOL, sequences)
-    _require_like(f"{told} as ended", ended, "(B,)", (rows,), _BOOL, sequences)
+    _require_like(told, actions, "(B, A)", shape, _BOOL, sequences, "as the action mask ")
+    _require_like(told, ended, "(B,)", (rows,), _BOOL, sequences, "as what ended ")
     wanted = "the actions of a row first, without gaps"
     _require(told, "an action mask with a gap", wanted, _never_rises, actions)
 
@@ -139,7 +139,13 @@ _CONTRACTS: Dict[str, Callable[..., None]] = {
 
 
 def _require_like(
-    told: str, found: Any, letters: str, shape: Sequence[object], kind: str, like: Tensor
+    told: str,
+    found: Any,
+    letters: str,
+    shape: Sequence[object],
+    kind: str,
+    like: Tensor,
+    part: str = "",
 ) -> None:
     if (
         isinstance(found, Tensor)
@@ -152,8 +158,8 @@ def _require_like(
     sizes = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
     dtype = f" of {_name(like.dtype)}" if kind == _IDS else ""
     raise PluginError(
-        f"{told} returned {_described(found)}: expected {letters} = ({sizes}), {kind}{dtype}, on "
-        f"{like.device}"
+        f"{told} returned {part}{_described(found)}: expected {letters} = ({sizes}), "
+        f"{kind}{dtype}, on {like.device}"
     )
 
 
@@ -223,8 +229,8 @@ def _finite_or_zero(numbers: Any, mask: Any) -> Any:
     return ((abs(numbers) < math.inf) & mask) | (numbers == 0)
 
 
-def _kept(prompts: Any, given: Any, mask: Any) -> Any:
-    return (prompts == given) | ~mask
+def _kept(sequences: Any, prompts: Any, mask: Any) -> Any:
+    return (sequences[:, : prompts.shape[1]] == prompts) | ~mask
 
 
 def _last_column(mask: Any) -> Any:

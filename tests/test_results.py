@@ -350,6 +350,7 @@ class OnCuda(torch.Tensor):
     """A tensor that looks like one on CUDA."""
 
     is_cpu, is_cuda = False, True
+    __torch_function__ = torch._C._disabled_torch_function_impl  # what is made of it is plain
 
 
 def as_if_on_cuda(item):
@@ -376,14 +377,16 @@ def test_on_a_device_what_is_wrong_is_asserted_with_words(monkeypatch):
     asserted = []
     monkeypatch.setattr(torch, "_assert_async", lambda *given: asserted.append(given))
     arguments, right = (as_if_on_cuda(item) for item in RIGHT["sample_answers"])
-    results.check("sample_answers", "sample_answers of plugin mine", right.flip(0), arguments)
+    changed = as_if_on_cuda(right.flip(0))
+    results.check("sample_answers", "sample_answers of plugin mine", changed, arguments)
     ((holds, *words),) = asserted
     assert not holds
     told = "sample_answers of plugin mine returned the prompts changed"
     assert words == [] or words[0].startswith(told)
     asserted.clear()
     arguments, right = (as_if_on_cuda(item) for item in RIGHT["pool_reward"])
-    results.check("pool_reward", "it", (right * float("nan")).requires_grad_(), arguments)
+    overflown = as_if_on_cuda((right * float("nan")).requires_grad_())
+    results.check("pool_reward", "it", overflown, arguments)
     assert asserted == []  # a GradScaler lets a forward pass overflow
 
 
