@@ -113,14 +113,17 @@ class Registry:
         told = implementation.told(hook)
 
         def checked(*arguments: Any) -> Any:
-            from coati_ext.results import check
+            from coati_ext.results import check, versions
 
+            before = versions(arguments)
             try:
                 result = function(*arguments)
             except Exception as error:
                 if _passes(error):
                     raise
                 raise PluginError(f"{told} failed: {_words(error)}") from error
+            if versions(arguments) != before:
+                raise PluginError(f"{told} has changed an argument in place: expected new tensors")
             check(hook, told, result, arguments)
             return result
 

@@ -11,7 +11,7 @@ Letters: B rows, S sequence columns, P prompt columns, A action columns, H hidde
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Dict, Sequence, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 import torch
 from torch import Tensor
@@ -37,6 +37,16 @@ def check(hook: str, told: str, found: Any, arguments: Sequence[Any]) -> None:
             device-side assertion instead.
     """
     _CONTRACTS[hook](told, found, *arguments)
+
+
+def versions(arguments: Sequence[Any]) -> List[int]:
+    """How often each tensor among the arguments of a choice has been changed in place."""
+    if is_compiling():
+        return []
+    tensors = [item for item in arguments if isinstance(item, Tensor)]
+    if not tensors and hasattr(arguments[1], "sequences"):  # a model and a frame
+        tensors = list(vars(arguments[1]).values())
+    return [item._version for item in tensors if not item.is_inference()]
 
 
 def _pool_reward(told: str, found: Any, hidden: Tensor, *_: Any) -> None:

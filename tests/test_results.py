@@ -423,6 +423,24 @@ def test_what_a_choice_raises_names_it(newest, mine):
     assert isinstance(caught.value.__cause__, KeyError)
 
 
+@pytest.mark.parametrize("changed", ["prompts", "frame", "log_ratio", "hidden"])
+def test_a_choice_that_changes_its_arguments_is_named(newest, changed):
+    code = {
+        "prompts": "def sample_answers(input_ids):\n    input_ids[:, :1] = 7\n"
+        "    return torch.cat([input_ids, input_ids], dim=1)",
+        "frame": "def score_rows(frame):\n    frame.action_mask[:] = True\n"
+        "    return frame.sequences[:, 0].float()",
+        "log_ratio": "def shape_reward(log_ratio):\n    return log_ratio.mul_(0)",
+        "hidden": "def pool_reward(hidden):\n    return hidden.mul_(2)[:, -1]",
+    }[changed]
+    Path("changes.py").write_text(
+        f"import torch\nfrom coati_ext import hookimpl\n@hookimpl\n{code}\n"
+    )
+    told = r"plugin changes \(.*changes\.py, line 3\) has changed an argument in place"
+    with coati_ext.applied({"plugins": ["./changes.py"]}), pytest.raises(PluginError, match=told):
+        rollout_of(tiny_models(), tiny_tokenizer(padding_side="left"))
+
+
 def test_what_others_wait_for_keeps_its_type(newest, mine):
     model, given = tiny_reward_model(), batch()
     lacking = torch.cuda.OutOfMemoryError("CUDA out of memory")
