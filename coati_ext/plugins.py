@@ -98,7 +98,7 @@ class Registry:
         found = []
         for item in getattr(self.manager.hook, hook).get_hookimpls():
             own = item.function.__name__
-            name = item.plugin_name if own == hook else own
+            name = item.plugin_name if own in (hook, "<lambda>") else own
             found.append(Implementation(name, plugins[item.plugin_name], item.function))
         return sorted(found, key=lambda item: (not item.plugin.builtin, item.name))
 

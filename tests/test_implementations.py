@@ -212,6 +212,7 @@ def test_a_hook_gets_every_argument_that_it_names(name):
     registry, plugin = load_file(RIGHT[name])
     assert (plugin.error, plugin.hooks) == ("", ("pool_reward",))
     (item,) = [it for it in registry.implementations("pool_reward") if it.plugin is plugin]
+    assert item.name == ("first" if name == "bound method" else "mine")
     hidden = torch.randn(2, 5, 3)
     pool = registry.resolve("pool_reward", item)
     assert pool(hidden, None, 2, "model").equal(hidden[:, 2])
