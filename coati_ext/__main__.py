@@ -4,7 +4,7 @@ import os
 import sys
 
 # Python has put the working directory first; there it would shadow what the command imports.
-if not getattr(sys.flags, "safe_path", False) and sys.path[:1] in ([""], [os.getcwd()]):
+if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
     del sys.path[0]
 
 from coati_ext.cli import main

@@ -139,20 +139,14 @@ class Registry:
 
         def call_all(**arguments: Any) -> None:
             for told, function in calls:
-                before = _versions(arguments.get("experience"))
+                before = _tensors_of(arguments.get("experience"))
                 try:
                     returned = function(*[arguments[name] for name in names])
                 except Exception as error:
                     raise PluginError(f"{told} failed: {_words(error)}") from error
                 if inspect.isawaitable(returned):
                     raise PluginError(f"{told} returned {returned!r}, which nothing awaits")
-                after = _versions(arguments.get("experience"))
-                changed = [name for name in before if before[name] != after.get(name)]
-                if changed:
-                    raise PluginError(
-                        f"{told} has changed experience.{changed[0]}: an observer reads the "
-                        "experience and changes nothing"
-                    )
+                _require_same(told, arguments.get("experience"), before)
 
         return call_all
 
@@ -182,13 +176,23 @@ def _passes(error: Exception) -> bool:
     return isinstance(error, CoatiExtError) or lacks_memory or name.startswith("_")
 
 
-def _versions(experience: Any) -> Dict[str, Tuple[int, int]]:
-    """Which tensor each field of an experience is, and how often it was changed in place."""
+def _tensors_of(experience: Any) -> Dict[str, Tuple[Any, int]]:
+    """The tensors of an experience by field, and how often each was changed in place."""
     return {
-        name: (id(item), item._version)
+        name: (item, item._version)
         for name, item in getattr(experience, "__dict__", {}).items()
         if hasattr(item, "is_inference") and not item.is_inference()
     }
+
+
+def _require_same(told: str, experience: Any, before: Mapping[str, Tuple[Any, int]]) -> None:
+    for name, (item, version) in before.items():
+        same: bool = getattr(experience, name, None) is item
+        if not same or item._version != version:
+            raise PluginError(
+                f"{told} has changed experience.{name}: an observer reads the experience and "
+                "changes nothing"
+            )
 
 
 def load(named: Sequence[Tuple[str, str, Optional[Path]]], run: bool = True) -> Registry:

@@ -289,4 +289,6 @@ def _require(
 def _array(item: Tensor) -> Any:
     if item.requires_grad:
         item = item.detach()
-    return (item.float() if item.dtype == torch.bfloat16 else item).numpy()
+    # NumPy has no bf16 and no float8, and is slow with fp16.
+    narrow = item.is_floating_point() and item.element_size() < 4
+    return (item.float() if narrow else item).numpy()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -113,6 +115,20 @@ def test_a_module_of_the_folder_can_be_a_plugin(newest, tmp_path, capsys, monkey
     assert main(["plugins"]) == 0
     assert "my_hooks_here" in capsys.readouterr().out
     assert (sys.path, sys.meta_path) == before
+
+
+def test_the_command_of_run_gets_no_path_of_ours(newest, monkeypatch):
+    from coati_ext.cli import main, run
+
+    seen = {}
+    monkeypatch.setattr(run, "_require_armed", lambda command: None)
+    monkeypatch.setattr(run, "_become", lambda command: seen.update(os.environ))
+    with mock.patch.dict(os.environ):
+        before = dict(os.environ)
+        with pytest.raises(TypeError):  # as nothing comes back from becoming another process
+            main(["run", "--", "true"])
+    changed = {name for name in {*before, *seen} if before.get(name) != seen.get(name)}
+    assert changed == {"COATI_EXT", "COATI_EXT_FROZEN", "RAY_RUNTIME_ENV_HOOK"}
 
 
 # --- looking without running --------------------------------------------------------------------
