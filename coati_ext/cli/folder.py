@@ -6,6 +6,7 @@ All else in the folder (a ``rich.py``, a ``tomli.py``) gives way to what is inst
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager, suppress
 from importlib.machinery import ModuleSpec, PathFinder
@@ -31,14 +32,18 @@ class _CoatiHere:
 @contextmanager
 def on_path(folder: str = "") -> Iterator[None]:
     """Put a folder on ``sys.path``, by default the working directory."""
-    finder = _CoatiHere(folder)
+    with suppress(FileNotFoundError):  # it has been deleted
+        folder = folder or os.getcwd()
+    finder, new = _CoatiHere(folder), folder not in sys.path
     # After the watch for the first import of coati, which is at the front.
     sys.meta_path.insert(sys.meta_path.index(PathFinder), finder)
-    sys.path.append(folder)
+    if new:
+        sys.path.append(folder)
     try:
         yield
     finally:
         with suppress(ValueError):  # a plugin has taken it out
-            sys.path.remove(folder)
-        with suppress(ValueError):
             sys.meta_path.remove(finder)
+        with suppress(ValueError):
+            if new:
+                sys.path.remove(folder)
