@@ -24,7 +24,7 @@ def measure(defect: Defect) -> Dict[str, Any]:
     try:
         value = float(getattr(importlib.import_module(module), name)())
         right = math.isfinite(value) and abs(value - defect.right) <= defect.tolerance
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         value, right = f"{type(error).__name__}: {error}".splitlines()[0], False
     return {
         "name": defect.name,
