@@ -51,6 +51,7 @@ def ran(tmp_path):
     return trace.read_text().split() if trace.exists() else []
 
 
+@pytest.mark.attack
 @pytest.mark.enough("G4", why="the command line imports the same for each")
 @pytest.mark.parametrize("way", ["script", "module"])
 def test_nothing_in_the_folder_shadows_a_module(upstream, tmp_path, hostile, way, tally, full):

@@ -125,7 +125,7 @@ class TestRun:
                 "digest": digest,
                 "note": HARD,
                 "frozen": True,
-                "pool": "chosen",
+                "pool": "checked",  # a plugin's, not a built-in one
             }
 
     def test_the_shell_of_another_node_gives_a_worker_all_that_it_needs(
