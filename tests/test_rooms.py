@@ -19,6 +19,7 @@ FINGERPRINT = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{8}\b")
 UNDRAWN = {
     "__init__",
     "__main__",
+    "_files",
     "_lazy",
     "_startup",
     "_toml",
