@@ -22,7 +22,8 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
 
     Args:
         model: the unwrapped model that is loaded.
-        read: returns the checkpoint's stamp, or ``None`` and why there is none.
+        read: returns the checkpoint's stamp, or ``None``, and what is to be said of it or why
+            there is none.
         source: the name of the checkpoint, for messages.
 
     Raises:
@@ -39,6 +40,8 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
     here = form_here(valued(model)[1])
     if found is not None:
         _compare(found, here, source)
+        if why:
+            _note(f"{source}: {why}")
     elif vars(model).get(ATTRIBUTE, "") is not None:  # None: already reported for this model
         _judge_unstamped(here, source, why)
     _remember(model, found)
@@ -52,12 +55,13 @@ def _judge_unstamped(here: Stamp, source: str, why: str) -> None:
             f"columns, pads included; this run reads it otherwise: {here.form}. Re-fit its value "
             "head with `coati-ext migrate`, train it again",
         )
-    elif is_master() and options("provenance").on_mismatch != "ignore":
-        print(
-            f"coati-ext: {source}: {why}; taken for a {here.kind} that was trained as this run "
-            "uses it",
-            file=sys.stderr,
-        )
+    else:
+        _note(f"{source}: {why}; taken for a {here.kind} that was trained as this run uses it")
+
+
+def _note(line: str) -> None:
+    if is_master() and options("provenance").on_mismatch != "ignore":
+        print(f"coati-ext: {line}", file=sys.stderr)
 
 
 def _compare(found: Stamp, here: Stamp, source: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
 
 from coati_ext.checkpoints import stamp
 
@@ -52,14 +52,12 @@ def load_from_state_dict(
     if not _judged:
         source = "a state dict"
         metadata = getattr(state_dict, "_metadata", {}).get(wrapper, {}) if wrapper else {}
-        judge(
-            self,
-            lambda: (
-                stamp.of_metadata(metadata or local_metadata, source),
-                "it carries no stamp",
-            ),
-            source,
-        )
+
+        def read() -> Tuple[Optional[stamp.Stamp], str]:
+            found = stamp.of_metadata(metadata or local_metadata, source)
+            return found, "it carries no stamp" if found is None else ""
+
+        judge(self, read, source)
     original(self, state_dict, prefix, local_metadata, *args)
 
 

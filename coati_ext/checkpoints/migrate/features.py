@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, List, Sequence, Tuple
 
 import torch
@@ -16,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from coati_ext import __version__
-from coati_ext.checkpoints import atomic, stamp
+from coati_ext.checkpoints import atomic, seal, stamp
 from coati_ext.checkpoints.migrate.checkpoint import RewardModel, files_of
 from coati_ext.checkpoints.migrate.data import ANSWERS, Pair
 from coati_ext.checkpoints.migrate.task import Task
@@ -74,9 +72,9 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
     pads = f"{tokenizer.pad_token_id} on the {tokenizer.padding_side}"
     plan = {
         "coati-ext": __version__,
-        "checkpoint": _sha256(files_of(task.checkpoint)),
+        "checkpoint": seal.seals_of(files_of(task.checkpoint)),
         "pretrained": task.pretrained,
-        "data": _sha256([task.data]),
+        "data": seal.seals_of([task.data]),
         "tokenizer": f"{stamp.tokenizer_fingerprint(tokenizer)}, pads {pads}",
         "max_length": task.max_length,
         "batch_size": task.batch_size,
@@ -100,12 +98,3 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
             f"{task.part} is what another run has computed so far:{told}\nGive what it was given "
             "to go on with it, or remove that folder to start anew"
         )
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

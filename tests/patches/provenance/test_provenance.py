@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import coati_ext
-from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints import seal, stamp
 from coati_ext.errors import ConfigError, StampError
 from coati_ext.launch.installation import version_of
 from coati_ext.patches.provenance import this_run, tokenizers
@@ -260,11 +260,11 @@ def test_a_stamp_says_what_the_model_was_trained_with(upstream):
             "version": coati_ext.__version__,
             "digest": report.digest,
         }
-        assert reward_model.state_dict()._metadata[""]["coati_ext"] == expected
+        assert stamp_in(reward_model.state_dict()).as_dict() == expected
         critic = tiny_critic("gpt2")
         del critic.coati_ext_stamp  # as if it were trained: it began as a reward model
         expected.update(kind="critic", pooling="before each token")
-        assert critic.state_dict()._metadata[""]["coati_ext"] == expected
+        assert stamp_in(critic.state_dict()).as_dict() == expected
         inside = torch.nn.ModuleDict({"rm": reward_model}).state_dict()._metadata
         assert inside["rm"]["coati_ext"]["kind"] == "reward model"
 
@@ -561,6 +561,25 @@ def test_a_corrupt_stamp_is_an_error_that_names_its_file(upstream, tmp_path):
             booster().load_model(trained(), str(tmp_path / "rm"))
 
 
+@with_colossalai
+@pytest.mark.enough("G1", why="a Booster and a stamp file are the same in all generations")
+def test_a_seal_of_0_3_0_is_taken_and_told(upstream, tmp_path, capfd):
+    folder = tmp_path / "rm"
+    with coati_ext.applied():
+        booster().save_model(trained(), str(folder), shard=True)
+        content = json.loads((folder / stamp.FILE).read_text())
+        del content["checksum"]
+        content["version"] = "0.3.0"
+        content["weights"] = {it.name: seal._sampled_seal(it) for it in seal.weights_of(folder)}
+        (folder / stamp.FILE).write_text(json.dumps(content))
+        booster().load_model(trained(), str(folder))
+        told = capfd.readouterr().err
+        assert f"{folder}: its stamp was sealed by coati-ext 0.3.0, which hashed samples" in told
+        booster().save_model(trained(), str(folder), shard=True)
+        booster().load_model(trained(), str(folder))
+        assert "0.3.0" not in capfd.readouterr().err
+
+
 def test_a_corrupt_stamp_in_a_state_dict_is_an_error(upstream):
     with coati_ext.applied():
         model = trained()
@@ -584,7 +603,7 @@ KILLED = """
     import os, signal, sys
     import torch
     import coati_ext
-    from coati_ext.checkpoints import stamp
+    from coati_ext.checkpoints import seal, stamp
     from coati_ext.patches.provenance import this_run, tokenizers
     from coati_ext.testing import tiny_reward_model
     from colossalai.booster import Booster
