@@ -75,6 +75,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def in_a_line(error: BaseException) -> str:
+    """The error of another library in one line, with its kind where the message may not tell."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"
+
+
 def shown(value: Any) -> str:
     """Any value as a message shows it: its ``repr``, cut to a sensible length."""
     try:

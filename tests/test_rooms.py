@@ -20,6 +20,7 @@ UNDRAWN = {
     "__init__",
     "__main__",
     "_files",
+    "_json",
     "_lazy",
     "_startup",
     "_toml",

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from coati_ext._files import read_text
+from coati_ext._json import parse_json
 from coati_ext.checkpoints import atomic, seal
 from coati_ext.errors import StampError, shown
 
@@ -210,8 +211,8 @@ _SAMPLED_SEAL = (
 def _parsed(text: str, source: str) -> Tuple[Stamp, Dict[str, str]]:
     """The stamp and the seals in the text of a stamp file."""
     try:
-        content = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise _corrupt(source, str(error)) from error
     stamp = _checked(content, source)
     seals = content.get("weights")
@@ -221,17 +222,6 @@ def _parsed(text: str, source: str) -> Tuple[Stamp, Dict[str, str]]:
     if not seal.sampled(seals) and _CHECKSUM not in content:
         raise _corrupt(source, "its checksum is missing")
     return stamp, seals
-
-
-def _each_once(pairs: List[Tuple[str, Any]]) -> Dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("a key comes twice")
-    return content
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number")
 
 
 def _signed(content: Dict[str, Any]) -> Dict[str, Any]:
