@@ -208,7 +208,7 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_whatever_a_source_says_it_is_taken_or_told(source, full, tally):
     draw, attempt = SOURCES[source]
-    tally("settings", attack(draw, 3000 if full else 150, attempt), 0)
+    tally("settings", attack(draw, 3000 if full else 100, attempt), 0)
 
 
 def test_settings_that_are_told_off_leave_nothing_behind(newest, full, tally):

@@ -90,7 +90,7 @@ def test_an_altered_stamp_file_is_not_believed(tmp_path, full, tally):
     content = file.read_bytes()
     assert stamp.read(tmp_path) == (SOME, "")
     draw = random.Random(0)
-    count = 6000 if full else 300
+    count = 6000 if full else 200
     texts = [other_bytes(draw, content) for _ in range(count)]
     fields = [other_fields(draw, json.loads(content)) for _ in range(count)]
     texts += [json.dumps(item).encode() for item in fields if 10**400 not in item.values()]
@@ -114,7 +114,7 @@ def test_an_altered_stamp_in_a_state_dict_is_not_believed(full, tally):
     content = weights._metadata[""]["coati_ext"]
     assert stamp.of_metadata(weights._metadata[""], "here") == SOME
     draw = random.Random(0)
-    altered = [other_fields(draw, content) for _ in range(6000 if full else 300)]
+    altered = [other_fields(draw, content) for _ in range(6000 if full else 200)]
     altered += [nested(10**5), [], {**content, "more": nested(10**5)}]
     through = [
         item
@@ -222,7 +222,7 @@ def killed_savers(checkpoint, kills):
 
 
 def test_a_save_killed_at_any_moment_leaves_no_stamp_of_other_weights(tmp_path, full, tally):
-    kills = 500 if full else 60
+    kills = 500 if full else 40
     process = processes.server().Process(target=killed_savers, args=(tmp_path, kills))
     process.start()
     process.join(processes.LIMIT)

@@ -331,8 +331,10 @@ def test_a_missing_configuration_is_no_missing_tokenizer(upstream, capsys):
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.mark.parametrize("wrong", [NAN, INF, -INF])
-@pytest.mark.parametrize("key", ["value_head.weight", "value_head.bias", "model.wte.weight"])
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("value_head.weight", NAN), ("value_head.bias", INF), ("model.wte.weight", -INF)],
+)
 def test_a_checkpoint_whose_numbers_are_none_is_refused(upstream, capsys, key, wrong):
     model, _ = trained("gpt2", epochs=0)
     state = model.state_dict()
