@@ -1,4 +1,4 @@
-"""The sites: the datasets of G1 and G2, the collators and two trainers of G3 and G4."""
+"""The sites: the datasets of G1 and G2, the collators and a trainer of G3 and G4."""
 
 from __future__ import annotations
 
@@ -38,16 +38,10 @@ SITES = (
         needs=_COLLATOR,
     ),
     Site(
-        "coati.trainer.dpo:DPOTrainer._before_fit",
-        _OURS + "trainers:keep_upstream_layout",
+        "coati.trainer.rm:RewardModelTrainer._before_fit",
+        _OURS + "trainers:read_left_padded",
         generations=("G3", "G4"),
         mode="wrap",
-    ),
-    Site(
-        "coati.trainer.orpo:ORPOTrainer._before_fit",
-        _OURS + "trainers:keep_upstream_layout",
-        generations=("G3", "G4"),
-        mode="wrap",
-        optional=True,
+        needs=("self.train_dataloader", "self.eval_dataloader"),
     ),
 )

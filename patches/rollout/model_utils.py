@@ -1,4 +1,4 @@
-"""Functions of ``coati.models.utils`` on logits and rewards, and ``disable_dropout``.
+"""Functions of ``coati.models.utils`` on logits and rewards.
 
 Letters: B rows, A action columns, S sequence columns, V vocabulary.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import choice, tensors
-from coati_ext.rollout.models import without_dropout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,9 +61,3 @@ def reward_of_tokens(
 def _masked_ratio(log_probs: Tensor, base: Tensor, action_mask: Optional[Tensor]) -> Any:
     mask = tensors.real_actions(log_probs, action_mask)
     return mask, (log_probs - base).masked_fill(~mask, 0)
-
-
-def disable_dropout(model: Any) -> None:
-    """Set every dropout probability to zero, functional dropout included; ignore ``None``."""
-    if model is not None:
-        without_dropout(model)

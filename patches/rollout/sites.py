@@ -79,11 +79,6 @@ SITES = (
         generations=("G3", "G4"),
     ),
     Site(
-        "coati.models.utils:disable_dropout",
-        _OURS + "model_utils:disable_dropout",
-        generations=("G3", "G4"),
-    ),
-    Site(
         "coati.replay_buffer.utils:make_experience_batch",
         _OURS + "buffers:stack_experience",
         generations=("G1",),
