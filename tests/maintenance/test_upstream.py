@@ -215,13 +215,15 @@ def test_a_new_patch_starts_unreviewed(run, sites):
     assert {"v0.3.7 .. v0.4.7", "v0.4.8 .. HEAD"} <= critic.fits.keys()
 
 
-def test_a_missing_function_is_an_error_unless_it_is_optional(run, tree):
+def test_a_missing_function_is_an_error_unless_it_is_optional(run, sites, tree):
     tree("models/critic.py", "def forward(", "def forwards(")
     tree("trainer/orpo.py", "def _before_fit(", "def _before_fits(")
-    status, told = run(f"ours={tree.folder}")
+    target = "coati.trainer.orpo:ORPOTrainer._before_fit"
+    more = (Site(target, "ours:f", ("G3", "G4"), optional=True),)
+    status, told = run(f"ours={tree.folder}", sites={**sites, "more": more})
     assert status == 1
     assert f"error: ours has no {FORWARD}, which rollout changes" in told
-    assert "not in ours: coati.trainer.orpo:ORPOTrainer._before_fit (optional)" in told
+    assert f"not in ours: {target} (optional)" in told
     assert row(told, "ours")[2] == 2
 
 
