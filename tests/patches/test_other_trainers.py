@@ -7,7 +7,9 @@ DPO and ORPO share a collator with reward-model training, and DPO, ORPO and KTO 
 from __future__ import annotations
 
 import functools
+import json
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Callable, Dict, List, NamedTuple
 
 import pytest
@@ -30,6 +32,7 @@ from coati_ext.testing.training import known
 pytestmark = pytest.mark.generations("G3", "G4")
 
 WIDTH = 12
+USUAL = "--max_length --save_dir"
 ROWS = random_rows([3, 9, 14, 5, 12, 7, 20, 4, 6, 8, 16, 11])  # two are cut
 
 
@@ -79,13 +82,17 @@ def texts() -> Any:
 class Trainer(NamedTuple):
     collator: str
     data: Callable[[], Any]
+    script: str
+    arguments: str  # what its script calls the length of rows and the folder for the model
 
 
 TRAINERS = {
-    "DPOTrainer": Trainer("DataCollatorForPreferenceDataset", preferences),
-    "ORPOTrainer": Trainer("DataCollatorForPreferenceDataset", preferences),
-    "KTOTrainer": Trainer("DataCollatorForKTODataset", judged),
-    "SFTTrainer": Trainer("DataCollatorForSupervisedDataset", texts),
+    "DPOTrainer": Trainer("DataCollatorForPreferenceDataset", preferences, "train_dpo.py", USUAL),
+    "ORPOTrainer": Trainer("DataCollatorForPreferenceDataset", preferences, "train_orpo.py", USUAL),
+    "KTOTrainer": Trainer("DataCollatorForKTODataset", judged, "train_kto.py", USUAL),
+    "SFTTrainer": Trainer(
+        "DataCollatorForSupervisedDataset", texts, "train_sft.py", "--max_len --save_path"
+    ),
 }
 
 
@@ -184,3 +191,79 @@ def test_a_trainer_that_no_patch_changes_trains_the_same(upstream, name, full, t
     tally("trainers that no patch changes", len(cases), len({it.split(":")[0] for it in changed}))
     assert changed == []
     assert all(off[case].keys() == on[case].keys() for case in cases)
+
+
+SCRIPT = """
+import functools, random, runpy, sys
+import torch
+import transformers
+import coati_ext
+from coati_ext.testing import cpu_only, cpu_plugins
+
+class Adam(torch.optim.AdamW):
+    def __init__(self, model_params, adamw_mode=True, **options):
+        super().__init__(model_params, **options)
+
+with cpu_only(), cpu_plugins():
+    coati_ext.enable()
+    import colossalai
+    import colossalai.nn.optimizer
+    colossalai.launch_from_torch = lambda *_, **__: None
+    colossalai.nn.optimizer.HybridAdam = Adam  # which needs a compiler for CUDA
+    auto = transformers.AutoModelForCausalLM  # of OPT ColossalAI knows no other attention
+    auto.from_pretrained = functools.partial(auto.from_pretrained, attn_implementation="eager")
+    random.seed(0)
+    torch.manual_seed(0)
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def slow_tokenizer(folder: Path) -> None:
+    """Of the kind that the scripts load."""
+    folder.mkdir()
+    letters = {f"<{number}>": number for number in range(64)}
+    (folder / "vocab.json").write_text(json.dumps(letters))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    files = [str(folder / "vocab.json"), str(folder / "merges.txt")]
+    special = dict.fromkeys(("unk_token", "bos_token", "eos_token", "pad_token"), "<2>")
+    transformers.GPT2Tokenizer(*files, **special).save_pretrained(str(folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_script_that_trains_no_reward_model_trains_the_same(upstream, python, name, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pytest.importorskip("colossalai")
+    what = TRAINERS[name]
+    script = upstream.folder / "examples" / "training_scripts" / what.script
+    if not script.exists():
+        pytest.skip(f"this coati has no {what.script}")
+    slow_tokenizer(tmp_path / "model")
+    with_dropout("opt").save_pretrained(str(tmp_path / "model"))
+    datasets.Dataset.from_list(what.data()).save_to_disk(str(tmp_path / "data"))
+    width, folder = what.arguments.split()
+    weights = []
+    for flag in "01":
+        done = python.warm(
+            *("-c", SCRIPT, str(script), "--plugin", "zero2", "--mixed_precision", "bf16"),
+            *("--pretrain", str(tmp_path / "model"), "--dataset", str(tmp_path / "data")),
+            *("--max_epochs", "2", "--batch_size", "2", "--accumulation_steps", "1"),
+            *("--lr", "1e-3", width, str(WIDTH), folder, str(tmp_path / flag)),
+            *("--config_file", str(tmp_path / "written" / "config.json")),
+            check=False,
+            COATI_EXT=flag,
+        )
+        told = [line for line in done.stderr.splitlines() if "Error" in line][-1:]
+        if done.returncode and flag == "0":
+            pytest.skip(f"{what.script} of this coati fails here by itself: {told}")
+        assert done.returncode == 0, done.stderr
+        saved = sorted((tmp_path / flag).rglob("*.bin"))
+        weights.append({k: v for file in saved for k, v in torch.load(str(file)).items()})
+    off, on = weights
+    if not off:
+        pytest.skip(f"{what.script} of this coati writes no model")
+    assert off.keys() == on.keys()
+    assert [key for key in off if not off[key].equal(on[key])] == []
+    before = with_dropout("opt").state_dict()
+    assert any(not before[key].to(item.dtype).equal(item) for key, item in off.items())
