@@ -142,6 +142,7 @@ def trained(name: str, family: str, wrapping: str, side: str) -> Dict[str, Tenso
         "lr_scheduler": scheduler,
         "actor_lr_scheduler": scheduler,
         "max_epochs": 3,
+        "save_interval": 100,
         "accumulation_steps": 1,
         "coordinator": LocalCoordinator(),
         "train_dataloader": loader,
