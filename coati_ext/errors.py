@@ -32,6 +32,10 @@ class CoatiNotFoundError(CoatiExtError, ImportError):
     """No coati is importable, or the package of that name is not ColossalAI Chat."""
 
 
+class OldCoatiError(CoatiNotFoundError):
+    """What is importable is chatgpt, the predecessor of coati, which no patch is for."""
+
+
 class RefusedError(CoatiExtError, ImportError):
     """Upstream code that the patches do not recognise, or that something else has changed."""
 
@@ -66,6 +70,7 @@ class ScriptError(CoatiExtError, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    """``"; did you mean X?"`` for the closest known name in any case, or an empty string."""
+    names = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    return f"; did you mean {names[close[0]]}?" if close else ""

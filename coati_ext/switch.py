@@ -106,7 +106,7 @@ class _Session:
         kind = "" if isinstance(error, CoatiExtError) else f"{type(error).__name__}: "
         self.failure = RefusedError(f"{kind}{error}\n{WAY_OUT}")
         self.stop()
-        raise self.failure from error
+        raise self.failure from (None if isinstance(error, CoatiExtError) else error)
 
     def stop(self) -> None:
         """Restore the original functions."""
@@ -216,7 +216,7 @@ def arm() -> None:
     try:
         report = enable()
     except CoatiExtError as error:
-        raise RefusedError(f"{error}\n{WAY_OUT}") from error
+        raise RefusedError(f"{error}\n{WAY_OUT}") from None
     if os.environ.get("RANK", "0") == "0":  # one line per job, not per rank
         print(report.headline, file=sys.stderr)
 

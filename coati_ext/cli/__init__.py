@@ -8,15 +8,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
 from coati_ext.cli import demo, doctor, migrate, read, run
-from coati_ext.errors import CoatiExtError
+from coati_ext.errors import CoatiExtError, nearest
 
 Facts = Dict[str, Any]
 Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
+
+
+START = """\
+coati-ext repairs coati's RLHF maths at run time. Where to start:
+
+  coati-ext doctor              what is wrong with the coati here, and what to type next
+  coati-ext demo                what the patches do, on a tiny model; needs no coati
+  coati-ext run -- COMMAND ...  a training command with the patches on
+  coati-ext --help              all commands"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Also names the command that may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        told = re.search(r"invalid choice: '(.*?)' \(.*?choose from (.*)\)", message)
+        hint = nearest(told.group(1), re.findall(r"[\w-]+", told.group(2))) if told else ""
+        super().error(message + hint)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
@@ -24,6 +43,9 @@ def main(arguments: Optional[List[str]] = None) -> int:
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does, to find a coati or plugin in this folder
     options = _parser().parse_args(arguments)
+    if options.command is None:
+        print(START, file=sys.stderr)
+        return 2
     try:
         status, facts = options.command(options)
     except CoatiExtError as error:
@@ -43,13 +65,14 @@ def main(arguments: Optional[List[str]] = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="coati-ext",
         description="Repairs coati's RLHF maths at run time. Start with: coati-ext doctor",
         epilog="exit status: 0 fine, 1 refused or unfit, 2 wrong use",
     )
     parser.add_argument("--version", action="version", version=f"coati-ext {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(
         name: str, help: str, command: Command, view: Optional[Callable[[Facts], None]]

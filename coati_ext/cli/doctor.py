@@ -1,4 +1,7 @@
-"""``coati-ext doctor``: check installation and compatibility; ``--live`` measures the defects."""
+"""``coati-ext doctor``: check installation and compatibility; ``--live`` measures the defects.
+
+It begins with a verdict and with what to type next.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ import os
 import shutil
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import coati_ext
 from coati_ext import __version__
 from coati_ext.cli.child import run_module
-from coati_ext.cli.read import plan_facts, plan_view
+from coati_ext.cli.read import flag_text, plan_facts, plan_view
 from coati_ext.cli.screen import table, write
 from coati_ext.launch import installation
 from coati_ext.launch.flag import says_off
-from coati_ext.report import REFUSED
+from coati_ext.report import PENDING, REFUSED
 
 Facts = Dict[str, Any]
 LAUNCHERS = ("torchrun", "colossalai")
@@ -67,28 +71,93 @@ def _launchers() -> List[Facts]:
 
 
 def _verdict(found: Facts) -> Tuple[str, str]:
+    """What is wrong here, and what to type next."""
     plan = found["plan"]
-    if plan["broken_plugins"]:
-        return "a plugin is broken; a training run would refuse to start", "coati-ext plugins"
-    if not plan["generation"]:
-        return "there is no coati to patch here", "coati-ext demo"
-    if found["versions"]["torch"] is None:
-        return f"torch is not installed for {found['python']}", "pip install torch"
-    refused = [item["patch"] for item in plan["steps"] if item["state"] == REFUSED]
-    if refused:
-        return f"{refused[0]} does not fit this coati", f"coati-ext diff {refused[0]}"
-    if any(item["verdict"] != "right" for item in found.get("live", [])):
-        return "a defect remains with the patches on", "coati-ext doctor --live --json"
-    here = [gap for gap in found["gaps"] if gap["here"]]
-    if here:
+    for name, error in plan["broken_plugins"].items():
+        told = f"REFUSED, nothing patched. Plugin {name} is broken: {error.splitlines()[0]}"
         return (
-            f"everything fits, but COATI_EXT=1 would arm no process, as {here[0]['why']}; "
-            "enable() in a script works",
-            here[0]["way_out"],
+            told,
+            "mend it, or take it out of `plugins`; coati-ext plugins shows where it is named",
         )
-    if not found["armed"]:
-        return "everything fits; the flag is off, so nothing is patched", "export COATI_EXT=1"
-    return "everything fits and the flag is on", "coati-ext run -- torchrun train.py"
+    if plan["chatgpt"]:
+        told = "NOT SUPPORTED. Here is chatgpt, the predecessor of coati (ColossalAI before v0.2.8)"
+        return told, "update ColossalAI to v0.2.8 or later"
+    if not plan["generation"]:
+        return "NO COATI. There is none to patch here", "coati-ext demo    (needs no coati)"
+    if found["versions"]["torch"] is None:
+        return f"NO TORCH for {found['python']}, without which no coati runs", "pip install torch"
+    refused = [item for item in plan["steps"] if item["state"] == REFUSED]
+    if refused:
+        return _refusal(refused[0], plan)
+    live = found.get("live", [])
+    left = [item for item in live if item["verdict"] != "right"]
+    if left:
+        told = f"DEFECTIVE. {len(left)} of {len(live)} bugs are not fixed by the patches, such as "
+        return f"{told}{left[0]['name']}: {left[0]['summary']}", "coati-ext doctor --live --json"
+    return _state(found, _measured(live) if live else _counted(plan))
+
+
+def _refusal(step: Facts, plan: Facts) -> Tuple[str, str]:
+    name = _name(step)
+    edits = [it for it in plan["edits"] if it["target"] == step["target"]]
+    told = f"{name} does not fit: {step['reason']}"
+    if edits:
+        place = f"{'/'.join(Path(edits[0]['file']).parts[-2:])}:{edits[0]['line']}"
+        told = f"{name} has your edit ({place}): {edits[0]['text']}"
+    ways = [f"keep it: COATI_EXT_SET={step['patch']}.enabled=false"]
+    if edits and plan["policy"] == "strict":
+        ways.append("overwrite it: COATI_EXT_SET=policy=structural")
+    ways.append("no patches: COATI_EXT=0")
+    return f"REFUSED, nothing patched. {told}", " | ".join(ways)
+
+
+def _state(found: Facts, bugs: str) -> Tuple[str, str]:
+    plan = found["plan"]
+    lost = "".join(
+        f" Your edit of {_name(item)} at line {item['line']} will be overwritten."
+        for item in plan["edits"]
+    )
+    away = [gap for gap in found["gaps"] if gap["here"]]
+    if away:
+        told = f"NOT PATCHED, and COATI_EXT=1 would patch no process: {away[0]['why']}. "
+        return told + bugs + lost, f"{away[0]['way_out']}, or call enable() in the script"
+    if found["armed"]:
+        told = f"READY. With {flag_text(found['flag'])}, importing coati switches the patches on. "
+        then = 'start training as usual; rank 0 logs "coati-ext: ...". Undo: unset COATI_EXT'
+        return told + bugs + lost, then
+    there = [item["name"] for item in found["launchers"] if item["file"] and not item["problem"]]
+    start = "torchrun" if "torchrun" in there else "python"
+    live = "" if "live" in found else "    (see the bugs first: coati-ext doctor --live, 2 min)"
+    return f"NOT PATCHED. {bugs}{lost}", f"COATI_EXT=1 {start} YOUR_SCRIPT.py{live}"
+
+
+def _name(item: Facts) -> str:
+    return str(item["target"].split(":")[1])
+
+
+def _counted(plan: Facts) -> str:
+    """How many bugs there are, and whether the functions that have them were recognised."""
+    waiting = {item["target"] for item in plan["steps"] if item["state"] == PENDING}
+    fixed = len({item["target"] for item in plan["steps"]} - waiting)
+    unknown = len({item["target"] for item in plan["edits"]} & waiting)
+    covered = sum(item["covered"] for item in plan["defects"])
+    some = "all" if covered == len(plan["defects"]) else f"{covered}"
+    known = f"all {len(waiting)}" if not unknown else f"{len(waiting) - unknown} of {len(waiting)}"
+    return (
+        f"This coati ({plan['generation']}) has {len(plan['defects'])} known RLHF bugs, {some} of "
+        f"them covered; {known} functions to patch were recognised"
+        + (f", and upstream has fixed {fixed} already." if fixed else ".")
+    )
+
+
+def _measured(live: List[Facts]) -> str:
+    shown = [item for item in live if item["verdict_before"] != "right"]
+    numbers = [item for item in shown if isinstance(item["before"], float)]
+    told = f"{len(shown)} of {len(live)} bugs reproduced here, {len(live)} right with patches on"
+    if not numbers:
+        return f"{told}."
+    worst = max(numbers, key=lambda item: abs(item["before"] - item["right"]))
+    return f"{told}; the largest number, {worst['summary']}: {_number(worst['before'])}."
 
 
 def _measure() -> List[Facts]:
@@ -96,14 +165,23 @@ def _measure() -> List[Facts]:
     given = os.environ.get("COATI_EXT", "")
     off = run_module("coati_ext.cli.measure", "off", flag="0")
     on = run_module("coati_ext.cli.measure", "on", flag="" if says_off(given) else given)
-    before = {item["name"]: item["value"] for item in off}
-    return [{**item, "before": before[item["name"]], "after": item["value"]} for item in on]
+    before = {item["name"]: item for item in off}
+    return [
+        {
+            **item,
+            "before": before[item["name"]]["value"],
+            "after": item["value"],
+            "verdict_before": before[item["name"]]["verdict"],
+        }
+        for item in on
+    ]
 
 
 def view(found: Facts) -> None:
     """Print :func:`facts`."""
-    file, flag = found["startup_file"], found["flag"]
+    file = found["startup_file"]
     versions = [f"{name} {version or 'missing'}" for name, version in found["versions"].items()]
+    write(f"verdict: {found['verdict']}", f"next: {found['next']}", "")
     write(
         table(
             ["", ""],
@@ -115,7 +193,7 @@ def view(found: Facts) -> None:
                 ["  why", found["startup_why"] or ""],
                 *[["not armed", f"{gap['what']}: {gap['why']}"] for gap in found["gaps"]],
                 *[[item["name"], _launcher_view(item)] for item in found["launchers"]],
-                ["flag", f"COATI_EXT={flag}" if flag else "COATI_EXT is not set"],
+                ["flag", flag_text(found["flag"])],
             ],
         ),
         "",
@@ -123,13 +201,14 @@ def view(found: Facts) -> None:
     plan_view(found["plan"])
     if "live" in found:
         rows = [
-            [item["name"], item["patch"], item["summary"]]
-            + [_number(item[key]) for key in ("before", "after", "right")]
-            + [item["verdict"]]
+            [
+                *(item["name"], item["patch"], item["summary"]),
+                *(_number(item["before"]), _number(item["after"]), _ideal(item)),
+                item["verdict"],
+            ]
             for item in found["live"]
         ]
         write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
-    write("", f"verdict: {found['verdict']}", f"next: {found['next']}")
 
 
 def _launcher_view(item: Facts) -> str:
@@ -139,6 +218,10 @@ def _launcher_view(item: Facts) -> str:
         return f"{item['file']}: cannot be told which Python runs it"
     state = f"would not be patched: {item['problem']}" if item["problem"] else "armed by the flag"
     return f"{item['file']}, under {item['python']}: {state}"
+
+
+def _ideal(item: Facts) -> str:
+    return f"{_number(item['right'])} ± {_number(item['tolerance'])}"
 
 
 def _number(value: Any) -> str:

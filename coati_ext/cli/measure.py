@@ -31,6 +31,7 @@ def measure(defect: Defect) -> Dict[str, Any]:
         "patch": defect.patch,
         "summary": defect.summary,
         "right": defect.right,
+        "tolerance": defect.tolerance,
         "value": str(value) if isinstance(value, float) and not math.isfinite(value) else value,
         "verdict": "right" if right else "wrong",
     }

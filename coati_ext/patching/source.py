@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Dict, List, Optional, Sequence, Tuple
 
-from coati_ext.errors import CoatiNotFoundError
+from coati_ext.errors import CoatiNotFoundError, OldCoatiError
 from coati_ext.patching.fingerprint import FunctionNode, fingerprint, statements
 
 _WAY_IN = (
@@ -114,7 +114,7 @@ def find_coati() -> Coati:
     if root is None:
         chatgpt = _package_root("chatgpt")
         if chatgpt is not None and (chatgpt / "models" / "base" / "reward_model.py").is_file():
-            raise CoatiNotFoundError(
+            raise OldCoatiError(
                 f"coati is not importable, but its predecessor chatgpt is, at {chatgpt} "
                 "(ColossalAI v0.2.5 to v0.2.7). coati-ext knows coati, which v0.2.8 introduced: "
                 "update ColossalAI"

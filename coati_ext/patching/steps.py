@@ -11,12 +11,26 @@ from dataclasses import dataclass
 from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
 from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError, nearest
-from coati_ext.patching.fingerprint import changed_statements, likeness
+from coati_ext.patching.fingerprint import changed_statements, likeness, statements
 from coati_ext.patching.patch import Patch, Site
 from coati_ext.patching.source import Coati, Function
 from coati_ext.report import PENDING, REFUSED, UPSTREAM
 
 POLICIES = ("strict", "structural")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a function differs from the nearest release that a patch knows."""
+
+    nearest: str
+    """The release."""
+    lines: Tuple[int, ...]
+    """Of its file: those of the signature and the top-level statements that the release lacks."""
+    missing: int
+    """The number of the release's statements that the function lacks."""
+    first: int
+    """The line that shows the edit: the first of them, or that of the function."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,24 @@ def refusal(steps: Sequence[Step]) -> Optional[RefusedError]:
     )
 
 
+def edited(site: Site, function: Function) -> Edit:
+    """Compare a function that no release has with the nearest one that the site knows."""
+    found = function.fingerprint
+    known = {**site.fits, **site.right}
+    label = max(known, key=lambda name: likeness(found, known[name]))
+    signature, new, missing = changed_statements(found, known[label])
+    body = statements(function.node)
+    lines = [*range(function.line, body[0].lineno if body else function.line + 1)] * signature
+    for index in new:
+        lines += range(body[index].lineno, (body[index].end_lineno or body[index].lineno) + 1)
+    return Edit(label, tuple(lines), missing, lines[0] if lines else function.line)
+
+
+def is_known(site: Site, function: Function) -> bool:
+    """Whether a patch says of this very code that it fits or is right."""
+    return function.fingerprint in (*site.fits.values(), *site.right.values())
+
+
 def _without(names: str) -> str:
     return "COATI_EXT_SET=" + ",".join(f"{name}.enabled=false" for name in names.split(","))
 
@@ -122,7 +154,9 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
             return [Step(patch.name, site, PENDING, f"fits {label}", function)]
     difference, probe = _difference(site, function)
     if policy == "structural" and not probe:
-        return [Step(patch.name, site, PENDING, f"fits in structure; {difference}", function)]
+        lost = f"your edit at line {edited(site, function).first} will be overwritten"
+        reason = f"fits in structure; {lost}: {difference}"
+        return [Step(patch.name, site, PENDING, reason, function)]
     reason = f"{function.file}, line {function.line}: {site.qualname} {difference}"
     if policy == "structural":
         reason += f"; policy structural does not let it through, because {probe}"
