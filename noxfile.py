@@ -71,6 +71,14 @@ def upstream(session: nox.Session) -> None:
 
 
 @nox.session(python="3.11")
+def theirs(session: nox.Session) -> None:
+    """Upstream's own tests, flag off beside flag on: `nox -s theirs -- --coati PATH`; no gate."""
+    more = ["datasets", "jsonlines", "sentencepiece", "protobuf", "tensorboard", "wandb", "jinja2"]
+    stack(session, *CURRENT, *more, colossalai="0.5.0")
+    session.run("python", "maintenance/theirs.py", *session.posargs)
+
+
+@nox.session(python="3.11")
 def attack(session: nox.Session) -> None:
     """Every fault, kill and fuzzed input, of which `current` runs a sample; no gate."""
     stack(session, *CURRENT, colossalai="0.5.0")
