@@ -75,20 +75,18 @@ def _verdict(found: Facts) -> Tuple[str, str]:
     plan = found["plan"]
     for name, error in plan["broken_plugins"].items():
         told = f"REFUSED, nothing patched. Plugin {name} is broken: {error.splitlines()[0]}"
-        return (
-            told,
-            "mend it, or take it out of `plugins`; coati-ext plugins shows where it is named",
-        )
+        return told, "mend it, or take it out of `plugins` (coati-ext plugins shows where it is)"
     if plan["chatgpt"]:
         told = "NOT SUPPORTED. Here is chatgpt, the predecessor of coati (ColossalAI before v0.2.8)"
         return told, "update ColossalAI to v0.2.8 or later"
     if not plan["generation"]:
-        return "NO COATI. There is none to patch here", "coati-ext demo    (needs no coati)"
+        told = f"NO COATI to patch. {plan['problem'].split(': ')[0]}"
+        return told, "put the folder that holds coati/ on PYTHONPATH | without one: coati-ext demo"
     if found["versions"]["torch"] is None:
         return f"NO TORCH for {found['python']}, without which no coati runs", "pip install torch"
     refused = [item for item in plan["steps"] if item["state"] == REFUSED]
     if refused:
-        return _refusal(refused[0], plan)
+        return _refusal(refused, plan)
     live = found.get("live", [])
     left = [item for item in live if item["verdict"] != "right"]
     if left:
@@ -97,25 +95,29 @@ def _verdict(found: Facts) -> Tuple[str, str]:
     return _state(found, _measured(live) if live else _counted(plan))
 
 
-def _refusal(step: Facts, plan: Facts) -> Tuple[str, str]:
-    name = _name(step)
-    edits = [it for it in plan["edits"] if it["target"] == step["target"]]
-    told = f"{name} does not fit: {step['reason']}"
+def _refusal(refused: List[Facts], plan: Facts) -> Tuple[str, str]:
+    first = refused[0]
+    edits = [item for item in plan["edits"] if item["target"] == first["target"]]
+    told = f"{_name(first)} does not fit: {first['reason']}"
     if edits:
         place = f"{'/'.join(Path(edits[0]['file']).parts[-2:])}:{edits[0]['line']}"
-        told = f"{name} has your edit ({place}): {edits[0]['text']}"
-    ways = [f"keep it: COATI_EXT_SET={step['patch']}.enabled=false"]
+        told = f"{_name(first)} has your edit ({place}): {edits[0]['text']}"
+    more = len({item["target"] for item in refused}) - 1
+    names = sorted({item["patch"] for item in refused})
+    ways = ["keep it: COATI_EXT_SET=" + ",".join(f"{name}.enabled=false" for name in names)]
     if edits and plan["policy"] == "strict":
         ways.append("overwrite it: COATI_EXT_SET=policy=structural")
     ways.append("no patches: COATI_EXT=0")
-    return f"REFUSED, nothing patched. {told}", " | ".join(ways)
+    return f"REFUSED, nothing patched. {told}" + f" ({more} more below)" * bool(more), " | ".join(
+        ways
+    )
 
 
 def _state(found: Facts, bugs: str) -> Tuple[str, str]:
     plan = found["plan"]
+    edits = {(_name(item), item["line"]): None for item in plan["edits"]}
     lost = "".join(
-        f" Your edit of {_name(item)} at line {item['line']} will be overwritten."
-        for item in plan["edits"]
+        f" Your edit of {name} at line {line} will be overwritten." for name, line in edits
     )
     away = [gap for gap in found["gaps"] if gap["here"]]
     if away:
@@ -141,11 +143,11 @@ def _counted(plan: Facts) -> str:
     fixed = len({item["target"] for item in plan["steps"]} - waiting)
     unknown = len({item["target"] for item in plan["edits"]} & waiting)
     covered = sum(item["covered"] for item in plan["defects"])
-    some = "all" if covered == len(plan["defects"]) else f"{covered}"
+    some = "" if covered == len(plan["defects"]) else f", {covered} of them covered"
     known = f"all {len(waiting)}" if not unknown else f"{len(waiting) - unknown} of {len(waiting)}"
     return (
-        f"This coati ({plan['generation']}) has {len(plan['defects'])} known RLHF bugs, {some} of "
-        f"them covered; {known} functions to patch were recognised"
+        f"This coati ({plan['generation']}) has {len(plan['defects'])} known RLHF bugs{some}; "
+        f"{known} functions to patch were recognised"
         + (f", and upstream has fixed {fixed} already." if fixed else ".")
     )
 
@@ -191,7 +193,7 @@ def view(found: Facts) -> None:
                 ["start-up file", file or "none in a site directory"],
                 ["  its line", found["startup_line"] or ""],
                 ["  why", found["startup_why"] or ""],
-                *[["not armed", f"{gap['what']}: {gap['why']}"] for gap in found["gaps"]],
+                *[_gap_view(gap) for gap in found["gaps"]],
                 *[[item["name"], _launcher_view(item)] for item in found["launchers"]],
                 ["flag", flag_text(found["flag"])],
             ],
@@ -211,12 +213,20 @@ def view(found: Facts) -> None:
         write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
 
 
+def _gap_view(gap: Facts) -> List[str]:
+    if gap["here"]:
+        return ["not patched", f"{gap['what']}: {gap['why']}"]
+    return ["note", f"{gap['what']} would not be patched: {gap['why']}"]
+
+
 def _launcher_view(item: Facts) -> str:
     if item["file"] is None:
         return "not on PATH"
     if item["python"] is None:
         return f"{item['file']}: cannot be told which Python runs it"
-    state = f"would not be patched: {item['problem']}" if item["problem"] else "armed by the flag"
+    state = (
+        f"would not be patched: {item['problem']}" if item["problem"] else "patched by COATI_EXT=1"
+    )
     return f"{item['file']}, under {item['python']}: {state}"
 
 

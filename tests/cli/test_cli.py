@@ -75,7 +75,7 @@ def test_doctor(cli, upstream):
     assert view.splitlines()[:2] == [f"verdict: {facts['verdict']}", f"next: {facts['next']}"]
     assert facts["verdict"].startswith("NOT PATCHED")
     bugs = len(facts["plan"]["defects"])
-    assert f"({upstream.generation}) has {bugs} known RLHF bugs, all of them" in facts["verdict"]
+    assert f"({upstream.generation}) has {bugs} known RLHF bugs; all " in facts["verdict"]
     waiting = {it["target"] for it in facts["plan"]["steps"] if it["state"] == "pending"}
     assert f"all {len(waiting)} functions to patch were recognised" in facts["verdict"]
 
@@ -86,7 +86,7 @@ def test_doctor_counts_only_the_bugs_that_are_covered(cli, monkeypatch):
     facts = json.loads(cli("doctor", "--json")[1])
     defects = facts["plan"]["defects"]
     assert {it["patch"] for it in defects if not it["covered"]} == {"eos_pooling"}
-    assert f"{sum(it['covered'] for it in defects)} of them covered" in facts["verdict"]
+    assert f"bugs, {sum(it['covered'] for it in defects)} of them covered;" in facts["verdict"]
 
 
 @pytest.mark.enough("G4", why="nothing of coati")
@@ -401,7 +401,7 @@ def test_without_coati(bare_python):
         bare_python.cli(*command)
     done = bare_python.cli("doctor", check=False)
     assert done.returncode == 1
-    assert done.stdout.startswith("verdict: NO COATI.")
+    assert done.stdout.startswith("verdict: NO COATI to patch. coati is not importable by ")
     assert "coati-ext demo" in done.stdout.splitlines()[1]
     assert bare_python.cli("plan", check=False).returncode == 1
     done = bare_python.cli("diff", "eos_pooling", check=False)
