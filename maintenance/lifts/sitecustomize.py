@@ -77,7 +77,7 @@ def lift_torch(torch: Any) -> None:
 def _reducing_in_float32(init: Callable[..., Any]) -> Callable[..., Any]:
     """For gloo of torch 1.13, which has no bfloat16."""
 
-    def reduced(_: Any, bucket: Any) -> Any:
+    def reduced(_, bucket):  # torch checks the hints
         import torch
 
         wide = bucket.buffer().float()
