@@ -77,6 +77,7 @@ class Tree:
             "HF_HOME": str(self.work / "home"),
             "HF_HUB_OFFLINE": "1",
             "TOKENIZERS_PARALLELISM": "false",
+            "TRANSFORMERS_VERBOSITY": "error",
             "THEIR_HUB": str(self.hub),
         }
 

@@ -191,8 +191,8 @@ def view(found: Facts) -> None:
                 ["coati-ext", f"{found['version']}, {found['install']} at {found['location']}"],
                 ["python", f"{found['python']}; {', '.join(versions)}"],
                 ["start-up file", file or "none in a site directory"],
-                ["  its line", found["startup_line"] or ""],
-                ["  why", found["startup_why"] or ""],
+                *([["  its line", found["startup_line"]]] if file else []),
+                *([["  why", found["startup_why"]]] if file else []),
                 *[_gap_view(gap) for gap in found["gaps"]],
                 *[[item["name"], _launcher_view(item)] for item in found["launchers"]],
                 ["flag", flag_text(found["flag"])],
@@ -205,12 +205,12 @@ def view(found: Facts) -> None:
         rows = [
             [
                 *(item["name"], item["patch"], item["summary"]),
-                *(_number(item["before"]), _number(item["after"]), _ideal(item)),
+                *(_number(item[key]) for key in ("before", "after", "right", "tolerance")),
                 item["verdict"],
             ]
             for item in found["live"]
         ]
-        write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
+        write("", table(["defect", "patch", "measured", "off", "on", "ideal", "within", ""], rows))
 
 
 def _gap_view(gap: Facts) -> List[str]:
@@ -228,10 +228,6 @@ def _launcher_view(item: Facts) -> str:
         f"would not be patched: {item['problem']}" if item["problem"] else "patched by COATI_EXT=1"
     )
     return f"{item['file']}, under {item['python']}: {state}"
-
-
-def _ideal(item: Facts) -> str:
-    return f"{_number(item['right'])} ± {_number(item['tolerance'])}"
 
 
 def _number(value: Any) -> str:

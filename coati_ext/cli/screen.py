@@ -50,13 +50,14 @@ class Table:
         Where a row is too wide, its last cells go on below it.
         """
         rows = [self.heads, *self.rows] if any(self.heads) else [*self.rows]
+        if not rows:
+            return
         widths = [max(map(cell_len, column)) for column in zip(*rows)]
         last = len(widths) - 1
         starts = [sum(widths[:number]) + len(_GAP) * number for number in range(len(widths))]
         beside = width is None or width - starts[last] >= min(_ROOM, widths[last])
-        if width is None or beside:
-            fit = last
-        else:
+        fit = last
+        if width is not None and not beside:
             fit = sum(start + len(_GAP) + it <= width for start, it in zip(starts, widths[:last]))
         for row in rows:
             style = "bold" if row is self.heads else ""
@@ -64,7 +65,8 @@ class Table:
             for cell, size in zip(row[:fit], widths):
                 line.append(cell, style or _COLOURS.get(cell, ""))
                 line.append(" " * (size - cell_len(cell)) + _GAP)
-            below = [cell for cell in row[fit:] if cell]
+            # The heads of what goes on below would be over nothing.
+            below = [cell for cell in row[fit:] if cell and (beside or row is not self.heads)]
             indent = starts[last] if beside else _INDENT
             told = _wrapped(_GAP.join(below), None if width is None else width - indent)
             if beside:

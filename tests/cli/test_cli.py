@@ -145,7 +145,7 @@ def test_doctor_live_shows_each_defect_off_and_on(
     (found,) = json.loads(text)["live"]
     assert (found["before"], found["after"], found["verdict"]) == (0.5, after, verdict)
     _, view, _ = cli("doctor", "--live")
-    told = f"a number 0.5 {after:.3g} 0 ± 0.1 {verdict}"
+    told = f"a number 0.5 {after:.3g} 0 0.1 {verdict}"
     assert told.split() == view.split("rollout")[-1].split()
     wrong = "DEFECTIVE. 1 of 1 bugs are not fixed by the patches, such as first: a number"
     right = "1 of 1 bugs reproduced here, 1 right with patches on"
