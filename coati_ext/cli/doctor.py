@@ -154,12 +154,12 @@ def _counted(plan: Facts) -> str:
 
 def _measured(live: List[Facts]) -> str:
     shown = [item for item in live if item["verdict_before"] != "right"]
-    numbers = [item for item in shown if isinstance(item["before"], float)]
     told = f"{len(shown)} of {len(live)} bugs reproduced here, {len(live)} right with patches on"
-    if not numbers:
-        return f"{told}."
-    worst = max(numbers, key=lambda item: abs(item["before"] - item["right"]))
-    return f"{told}; the largest number, {worst['summary']}: {_number(worst['before'])}."
+    for item in shown:
+        if isinstance(item["before"], float):
+            off, on = _number(item["before"]), _number(item["after"])
+            return f"{told}. One, {item['name']}: {item['summary']}, {off} off and {on} on."
+    return f"{told}."
 
 
 def _measure() -> List[Facts]:
@@ -231,4 +231,5 @@ def _launcher_view(item: Facts) -> str:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A number, or of an error its name; ``--json`` has its message."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).split(":")[0]

@@ -148,7 +148,7 @@ def test_doctor_live_shows_each_defect_off_and_on(
     told = f"a number 0.5 {after:.3g} 0 0.1 {verdict}"
     assert told.split() == view.split("rollout")[-1].split()
     wrong = "DEFECTIVE. 1 of 1 bugs are not fixed by the patches, such as first: a number"
-    right = "1 of 1 bugs reproduced here, 1 right with patches on"
+    right = "1 of 1 bugs reproduced here, 1 right with patches on. One, first: a number, 0.5 off"
     assert (wrong if verdict == "wrong" else right) in view.splitlines()[0]
 
 
