@@ -106,7 +106,7 @@ class _Session:
         kind = "" if isinstance(error, CoatiExtError) else f"{type(error).__name__}: "
         self.failure = RefusedError(f"{kind}{error}\n{WAY_OUT}")
         self.stop()
-        raise self.failure from (None if isinstance(error, CoatiExtError) else error)
+        raise self.failure from error
 
     def stop(self) -> None:
         """Restore the original functions."""
