@@ -330,7 +330,7 @@ def _diff(site: Site, function: Function) -> Facts:
     module, name = site.new.split(":")
     file = dotted_file(module)
     new = [item.text for item in with_helpers(file, name)] if file is not None else []
-    lines = difflib.unified_diff(
+    found = difflib.unified_diff(
         inspect.cleandoc("\n" + function.text).splitlines(),
         "\n\n".join(new).splitlines(),
         site.target,
@@ -338,6 +338,7 @@ def _diff(site: Site, function: Function) -> Facts:
         lineterm="",
         n=99,
     )
+    lines = [line.rstrip() for line in found]
     if not is_by_code(site) or is_known(site, function):
         return {"diff": "\n".join(lines), "edited": [], "nearest": None, "missing": 0}
     edit = edited(site, function)
@@ -357,7 +358,7 @@ def _marked(lines: Iterable[str], edits: Set[int]) -> Iterator[str]:
         if head:
             at = int(head.group(1)) - 1
         elif at or not line.startswith(("---", "+++")):
-            at += line[:1] in "- "
+            at += line[:1] in ("-", " ", "")
             line = f"!{line[1:]}" if line.startswith("-") and at in edits else line
         yield line
 
