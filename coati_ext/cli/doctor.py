@@ -98,7 +98,7 @@ def _verdict(found: Facts) -> Tuple[str, str]:
 def _refusal(refused: List[Facts], plan: Facts) -> Tuple[str, str]:
     first = refused[0]
     edits = [item for item in plan["edits"] if item["target"] == first["target"]]
-    told = f"{_name(first)} does not fit: {first['reason']}"
+    told = f"{_name(first)} does not fit {first['patch']}: {first['reason']}"
     if edits:
         place = f"{'/'.join(Path(edits[0]['file']).parts[-2:])}:{edits[0]['line']}"
         told = f"{_name(first)} has your edit ({place}): {edits[0]['text']}"
