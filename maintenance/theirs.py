@@ -64,7 +64,7 @@ class Tree:
     def environment(self) -> Dict[str, str]:
         """The environment of each process."""
         clean = {key: it for key, it in os.environ.items() if not key.startswith("COATI_EXT")}
-        paths = [HERE / "lifts", self.coati, HERE.parent]
+        paths = [HERE / "lifts", self.coati, HERE.parent, *filter(None, [clean.get("PYTHONPATH")])]
         return {
             **clean,
             "PYTHONPATH": os.pathsep.join(map(str, paths)),

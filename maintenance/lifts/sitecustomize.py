@@ -8,6 +8,7 @@ coati-ext is installed.
 
 from __future__ import annotations
 
+import inspect
 import os
 import random
 from contextlib import ExitStack
@@ -104,7 +105,7 @@ def on_cpu(given: Any) -> Any:
     return torch.bfloat16 if given is torch.float16 and torch.__version__ < "2" else given
 
 
-def lift_colossalai(colossalai: ModuleType) -> None:
+def lift_colossalai(colossalai: Any) -> None:
     """The plugins without their guards against CPUs, and an Adam that needs no kernel of CUDA."""
     import torch
 
@@ -120,6 +121,9 @@ def lift_colossalai(colossalai: ModuleType) -> None:
 
     import_module("colossalai.zero.gemini.gemini_optimizer")._AVAIL_OPTIM_LIST.add(HybridAdam)
     replace(import_module("colossalai.nn.optimizer"), HybridAdam=HybridAdam)
+    launch = colossalai.launch_from_torch
+    if "config" in inspect.signature(launch).parameters:  # v0.4.0 gives it no more
+        replace(colossalai, launch_from_torch=lambda config=None, **it: launch(config or {}, **it))
     plugins = import_module("colossalai.booster.plugin")
     for name in ("GeminiPlugin", "LowLevelZeroPlugin", "HybridParallelPlugin"):
         if hasattr(plugins, name):
@@ -128,8 +132,6 @@ def lift_colossalai(colossalai: ModuleType) -> None:
 
 
 def _on_a_cpu(init: Callable[..., Any], name: str) -> Callable[..., Any]:
-    import inspect
-
     def changed(self: Any, **options: Any) -> None:
         known = inspect.signature(init).parameters
         if options.get("precision", "fp16") == "fp16" and "precision" in known:
