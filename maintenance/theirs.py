@@ -109,8 +109,7 @@ def run(command: Sequence[str], tree: Tree, log: Path) -> Optional[int]:
 
 def run_tests(tree: Tree, names: Sequence[str]) -> Outcomes:
     """Each file in a pytest of its own, so that one which hangs takes no other with it."""
-    shells = [f"tests/{file.name}" for file in sorted((tree.coati / "tests").glob("*.sh"))]
-    outcomes: Outcomes = {name: "not run" for name in shells if chosen(name, names)}
+    outcomes: Outcomes = {}
     for file in sorted((tree.coati / "tests").glob("test_*.py")):
         if not chosen(f"tests/{file.name}", names):
             continue
@@ -265,7 +264,13 @@ def main(arguments: Optional[Sequence[str]] = None, reasons: Path = HERE / "thei
                 make = [sys.executable, str(HERE / "lifts" / "hub.py"), str(tree.hub)]
                 subprocess.run(make, env=tree.environment, check=True)
             outcomes.append({**run_tests(tree, options.names), **run_scripts(tree, options.names)})
-        status, lines = compare(*outcomes, read_reasons(reasons))
+        known = read_reasons(reasons)
+        status, lines = compare(*outcomes, known)
+        lines += [
+            f"not run: {name}: {reason_of(name, known.cannot)}"
+            for name in (f"tests/{file.name}" for file in sorted((coati / "tests").glob("*.sh")))
+            if chosen(name, options.names)
+        ]
     print("\n".join(lines))
     return status
 
