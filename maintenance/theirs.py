@@ -27,7 +27,7 @@ import tempfile
 import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, Iterator, List, Optional, Sequence, Tuple
 
 HERE = Path(__file__).resolve().parent
 if str(HERE.parent) not in sys.path:
@@ -37,6 +37,7 @@ from coati_ext._toml import parse_toml  # noqa: E402
 from maintenance.their_scripts import Script, scripts_of  # noqa: E402
 
 LIMIT = 900  # seconds that a file of tests or a script may take
+FAILED = ("failure", "error")  # in pytest's file of results
 Outcomes = Dict[str, str]
 """By the name of a test or script: an empty string if it passed, else what went wrong."""
 
@@ -128,9 +129,9 @@ def run_tests(tree: Tree, names: Sequence[str]) -> Outcomes:
 def read_results(file: Path) -> Iterator[Tuple[str, str]]:
     """The tests in a file of pytest's, with what went wrong."""
     for case in ElementTree.parse(str(file)).iter("testcase"):
-        told = [it.get("message") or it.tag for it in case if it.tag in ("failure", "error")]
+        told = [gist(it.get("message") or it.tag, it.text or "") for it in case if it.tag in FAILED]
         if case.find("skipped") is None:
-            yield case.get("name", ""), first_line(told[0]) if told else ""
+            yield case.get("name", ""), told[0] if told else ""
 
 
 # --- scripts -------------------------------------------------------------------------------------
@@ -176,6 +177,17 @@ def last_error(output: str) -> str:
     return first_line([*lines[-1:], *ours][-1]) if lines else "no output"
 
 
+def gist(message: str, report: str) -> str:
+    """The first line; of a traceback, such as that of a spawned process, the last two.
+
+    The report has the whole message, each line after an E.
+    """
+    if "Traceback" not in message:
+        return first_line(message)
+    lines = [line[1:].strip() for line in report.splitlines() if line.startswith("E ")]
+    return " -> ".join([line for line in lines if line][-2:])[:200]
+
+
 def first_line(text: str) -> str:
     """Of a message."""
     return text.strip().splitlines()[0][:200] if text.strip() else "no message"
@@ -190,26 +202,43 @@ def chosen(name: str, names: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Reasons:
-    """Why something fails, by a pattern for its name."""
+class Reason:
+    """Why something fails."""
 
-    meant: Mapping[str, str]
-    """With the flag on, and not off."""
-    cannot: Mapping[str, str]
-    """Whatever the flag is."""
+    name: str
+    """A pattern for the whole name of a test or script."""
+    reason: str
+    told: str = ""
+    """A pattern that is found in what it tells, so that no other failure passes for this one."""
+
+    def explains(self, name: str, told: str) -> bool:
+        """Whether this is why that fails."""
+        return self.is_of(name) and bool(re.search(self.told, told))
+
+    def is_of(self, name: str) -> bool:
+        """Whether this is about that."""
+        return bool(re.fullmatch(self.name, name))
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """All of ``theirs.toml``."""
+
+    meant: Sequence[Reason]
+    """Of what fails with the flag on, and not off."""
+    cannot: Sequence[Reason]
+    """Of what fails whatever the flag is."""
 
 
 def read_reasons(file: Path) -> Reasons:
     """Read ``theirs.toml``."""
     content = parse_toml(file.read_text(encoding="utf-8"))
-    return Reasons(
-        *({it["name"]: it["reason"] for it in content.get(key, [])} for key in ("meant", "cannot"))
-    )
+    return Reasons(*([Reason(**it) for it in content.get(key, [])] for key in ("meant", "cannot")))
 
 
-def reason_of(name: str, reasons: Mapping[str, str]) -> str:
-    """The reason that is given for a name, if one is."""
-    return next((why for pattern, why in reasons.items() if re.fullmatch(pattern, name)), "")
+def reason_of(name: str, told: str, reasons: Sequence[Reason]) -> str:
+    """The reason that is given for what fails, if one is."""
+    return next((it.reason for it in reasons if it.explains(name, told)), "")
 
 
 def compare(off: Outcomes, on: Outcomes, reasons: Reasons) -> Tuple[int, List[str]]:
@@ -217,12 +246,11 @@ def compare(off: Outcomes, on: Outcomes, reasons: Reasons) -> Tuple[int, List[st
     passed = [name for name, told in off.items() if not told]
     lost = {name: on.get(name, "does not end") for name in passed}
     lost = {name: told for name, told in lost.items() if told}
-    unexplained = [name for name in lost if not reason_of(name, reasons.meant)]
+    unexplained = [name for name in lost if not reason_of(name, lost[name], reasons.meant)]
     stale = [
-        pattern
-        for pattern in reasons.meant
-        if any(re.fullmatch(pattern, name) for name in passed)
-        and not any(re.fullmatch(pattern, name) for name in lost)
+        item.name
+        for item in reasons.meant
+        if any(map(item.is_of, passed)) and not any(map(item.is_of, lost))
     ]
     lines = [
         f"passed with the flag off: {len(passed)} of {len(off)}",
@@ -230,13 +258,13 @@ def compare(off: Outcomes, on: Outcomes, reasons: Reasons) -> Tuple[int, List[st
         f"passed off and not on: {len(lost)}, {len(unexplained)} of them without a reason",
     ]
     for name, told in lost.items():
-        reason = reason_of(name, reasons.meant)
+        reason = reason_of(name, told, reasons.meant)
         lines += [f"  {name}: {told}", f"    {f'meant: {reason}' if reason else 'NO REASON'}"]
     lines += [f"passes, though a reason is given for it to fail: {pattern}" for pattern in stale]
     failed = {name: told for name, told in off.items() if told}
     lines += [f"failed with the flag off, too: {len(failed)}"] if failed else []
     for name, told in failed.items():
-        reason = reason_of(name, reasons.cannot)
+        reason = reason_of(name, told, reasons.cannot)
         lines += [f"  {name}: {told}", *([f"    {reason}"] if reason else [])]
     return int(bool(unexplained or stale)), lines
 
@@ -267,7 +295,7 @@ def main(arguments: Optional[Sequence[str]] = None, reasons: Path = HERE / "thei
         known = read_reasons(reasons)
         status, lines = compare(*outcomes, known)
         lines += [
-            f"not run: {name}: {reason_of(name, known.cannot)}"
+            f"not run: {name}: {reason_of(name, '', known.cannot)}"
             for name in (f"tests/{file.name}" for file in sorted((coati / "tests").glob("*.sh")))
             if chosen(name, options.names)
         ]

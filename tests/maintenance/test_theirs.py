@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import sys
 import textwrap
 
@@ -116,12 +117,14 @@ def test_a_name_picks(command):
         ({"a": "E"}, {"a": "E"}, 0, "failed with the flag off, too: 1"),
         ({"a": "E"}, {"a": ""}, 0, "passed with the flag on: 1 of 1"),
         ({"b": ""}, {"b": "E"}, 0, "meant: because"),
+        ({"b": ""}, {"b": "F"}, 1, "NO REASON"),
         ({"b": ""}, {"b": ""}, 1, "passes, though a reason is given for it to fail: b.*"),
         ({"b": "E"}, {"b": "E"}, 0, "failed with the flag off, too: 1"),
     ],
 )
 def test_the_comparison(command, off, on, status, told):
-    reasons = command.Reasons(meant={"b.*": "because"}, cannot={})
+    meant = [command.Reason("b.*", "because", told="E")]
+    reasons = command.Reasons(meant, [])
     found, lines = command.compare(off, on, reasons)
     assert found == status
     assert any(told in line for line in lines)
@@ -134,8 +137,17 @@ def test_the_last_error_of_a_script_is_its_own(command):
     assert command.last_error("") == "no output"
 
 
+def test_the_gist_of_a_spawned_process_is_its_own_error(command):
+    message = "spawn.ProcessRaisedException: \nTraceback:\n [+2 more lines]"
+    report = "test.py:7: in f\nE   Traceback:\nE       assert equal(a)\nE   ValueError\nE   \nout"
+    assert command.gist(message, report) == "assert equal(a) -> ValueError"
+    assert command.gist("KeyError: 1\n2", "E   no") == "KeyError: 1"
+
+
 def test_every_reason_in_the_file_is_a_pattern_with_a_reason(command):
     reasons = command.read_reasons(ROOT / "maintenance" / "theirs.toml")
     assert reasons.meant
-    assert all(reasons.meant.values())
-    assert all(reasons.cannot.values())
+    for item in (*reasons.meant, *reasons.cannot):
+        assert item.reason
+        re.compile(item.name)
+        re.compile(item.told)
