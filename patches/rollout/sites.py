@@ -72,11 +72,13 @@ SITES = (
         "coati.models.utils:compute_reward",
         _OURS + "model_utils:reward_of_answers",
         generations=("G1", "G2"),
+        mode="wrap",
     ),
     Site(
         "coati.models.utils:compute_reward",
         _OURS + "model_utils:reward_of_tokens",
         generations=("G3", "G4"),
+        mode="wrap",
     ),
     Site(
         "coati.models.utils:disable_dropout",
@@ -116,6 +118,13 @@ SITES = (
         "coati.experience_buffer.naive:NaiveExperienceBuffer.__init__",
         _OURS + "buffers:make_buffer",
         generations=("G2", "G3", "G4"),
+    ),
+    Site(
+        "coati.trainer.strategies.ddp:DDPStrategy.setup_dataloader",
+        _OURS + "buffers:over_own_rows",
+        generations=("G1", "G2"),
+        mode="wrap",
+        needs=("collate_fn",),
     ),
     Site(
         "coati.trainer.ppo:PPOTrainer.training_step",
