@@ -296,46 +296,50 @@ def test_rows_without_an_attention_mask_keep_their_tokens(on):
 # --- which rows of its buffer a rank trains on ----------------------------------------------------
 
 
-def trained_on(rank, patched, counts):
-    """The rows of a rank's own buffer that its loader gives in each of ten epochs, in pairs."""
-    with cpu_only(), coati_ext.applied() if patched else nullcontext():
-        buffer = buffer_class()(sample_batch_size=2)
-        made = made_up([3] * counts[rank], [2] * counts[rank])
-        made.reward = torch.arange(counts[rank])
-        buffer.append(made)
-        home = import_module("coati.trainer.strategies.ddp")
-        strategy = home.DDPStrategy.__new__(home.DDPStrategy)  # the processes are joined already
-        if hasattr(home, "TorchDDPPlugin"):
-            strategy.plugin = home.TorchDDPPlugin()
-        loader = strategy.setup_dataloader(buffer)
-        epochs = []
-        for epoch in range(10):
-            if isinstance(loader.sampler, torch.utils.data.DistributedSampler):
-                loader.sampler.set_epoch(epoch)  # as the trainer does
-            rows = []
-            for batch in loader:
-                torch.distributed.all_reduce(torch.ones(1))  # a step waits for the other rank
-                rows += batch.reward.tolist()
-            epochs.append(sorted(rows))
-        return epochs
+def trained_on(rank, cases):
+    """For each case, the rows of its own that a rank's loader gives in each of ten epochs."""
+    found = []
+    for patched, counts in cases:
+        with cpu_only(), coati_ext.applied() if patched else nullcontext():
+            found.append([sorted(rows) for rows in epochs_of(loader_of(counts[rank]))])
+    return found
+
+
+def loader_of(count):
+    """The loader of a buffer of so many rows, in pairs; the reward of a row is its number."""
+    buffer = buffer_class()(sample_batch_size=2)
+    made = made_up([3] * count, [2] * count)
+    made.reward = torch.arange(count)
+    buffer.append(made)
+    home = import_module("coati.trainer.strategies.ddp")
+    strategy = home.DDPStrategy.__new__(home.DDPStrategy)  # the processes are joined already
+    if hasattr(home, "TorchDDPPlugin"):
+        strategy.plugin = home.TorchDDPPlugin()
+    return strategy.setup_dataloader(buffer)
+
+
+def epochs_of(loader):
+    for epoch in range(10):
+        if isinstance(loader.sampler, torch.utils.data.DistributedSampler):
+            loader.sampler.set_epoch(epoch)  # as the trainer does
+        rows = []
+        for batch in loader:
+            torch.distributed.all_reduce(torch.ones(1))  # a step waits for the other rank
+            rows += batch.reward.tolist()
+        yield rows
 
 
 @pytest.mark.generations("G1", "G2")
 @pytest.mark.enough("G2", why="the stand-in of G1 has the same loader")
-class TestOfTwoRanks:
-    def test_unpatched_upstream_each_leaves_out_half_of_its_own(self, upstream, tmp_path):
-        """D41: the other half is the other rank's share, which has rows of its own."""
-        if (upstream.package / "trainer" / "strategies" / "naive.py").exists():
-            pytest.skip("before v0.3.1 the loader has no sampler")
-        for epochs in on_two_ranks(trained_on, tmp_path, False, [8, 8]):
-            assert {len(rows) for rows in epochs} == {4}
-
-    def test_each_trains_on_all_of_its_own(self, upstream, tmp_path):
-        for epochs in on_two_ranks(trained_on, tmp_path, True, [8, 8]):
-            assert epochs == [[*range(8)]] * 10
-
-    def test_none_waits_for_the_other_and_no_row_is_left_out_for_good(self, upstream, tmp_path):
-        longer, shorter = on_two_ranks(trained_on, tmp_path, True, [8, 5])
-        for count, epochs in ((8, longer), (5, shorter)):
-            assert {len(rows) for rows in epochs} == {4}
-            assert {row for rows in epochs for row in rows} == {*range(count)}
+def test_each_of_two_ranks_trains_on_all_of_its_own_rows(upstream, tmp_path):
+    """D41: upstream gives the half of a rank's rows to the other, which has rows of its own."""
+    cases = [(False, [8, 8]), (True, [8, 8]), (True, [8, 5])]
+    ranks = on_two_ranks(trained_on, tmp_path, cases)
+    early = (upstream.package / "trainer" / "strategies" / "naive.py").exists()
+    for rank, (unpatched, patched, uneven) in enumerate(ranks):
+        assert {len(rows) for rows in unpatched} == ({8} if early else {4})
+        assert patched == [[*range(8)]] * 10
+        if not early:
+            # As many steps as the other takes, and no row is left out for good.
+            assert {len(rows) for rows in uneven} == {4}
+            assert {row for rows in uneven for row in rows} == {*range(cases[2][1][rank])}
