@@ -91,10 +91,11 @@ def over_own_rows(original: Callable[..., Any], *args: Any, **kwargs: Any) -> An
 
     loader = original(*args, **kwargs)
     rows = loader.dataset
+    count = smallest(len(rows), _device())
     return DataLoader(
         rows,
         batch_size=loader.batch_size,
-        sampler=RandomSampler(rows, num_samples=smallest(len(rows), _device())),
+        sampler=RandomSampler(rows, num_samples=count) if count else [],
         drop_last=loader.drop_last,
         pin_memory=loader.pin_memory,
         collate_fn=loader.collate_fn,

@@ -308,9 +308,10 @@ def trained_on(rank, cases):
 def loader_of(count):
     """The loader of a buffer of so many rows, in pairs; the reward of a row is its number."""
     buffer = buffer_class()(sample_batch_size=2)
-    made = made_up([3] * count, [2] * count)
-    made.reward = torch.arange(count)
-    buffer.append(made)
+    if count:
+        made = made_up([3] * count, [2] * count)
+        made.reward = torch.arange(count)
+        buffer.append(made)
     home = import_module("coati.trainer.strategies.ddp")
     strategy = home.DDPStrategy.__new__(home.DDPStrategy)  # the processes are joined already
     if hasattr(home, "TorchDDPPlugin"):
@@ -333,13 +334,14 @@ def epochs_of(loader):
 @pytest.mark.enough("G2", why="the stand-in of G1 has the same loader")
 def test_each_of_two_ranks_trains_on_all_of_its_own_rows(upstream, tmp_path):
     """D41: upstream gives the half of a rank's rows to the other, which has rows of its own."""
-    cases = [(False, [8, 8]), (True, [8, 8]), (True, [8, 5])]
+    cases = [(False, [8, 8]), (True, [8, 8]), (True, [8, 5]), (True, [8, 0])]
     ranks = on_two_ranks(trained_on, tmp_path, cases)
     early = (upstream.package / "trainer" / "strategies" / "naive.py").exists()
-    for rank, (unpatched, patched, uneven) in enumerate(ranks):
+    for rank, (unpatched, patched, uneven, empty) in enumerate(ranks):
         assert {len(rows) for rows in unpatched} == ({8} if early else {4})
         assert patched == [[*range(8)]] * 10
         if not early:
             # As many steps as the other takes, and no row is left out for good.
             assert {len(rows) for rows in uneven} == {4}
             assert {row for rows in uneven for row in rows} == {*range(cases[2][1][rank])}
+            assert empty == [[]] * 10
