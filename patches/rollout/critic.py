@@ -26,14 +26,15 @@ def critic_g1(
     """The value of each row, (B,), for G1: that of its last real token.
 
     Where a whole answer is one action and ``action_mask`` (B, A) tells where answers begin, it is
-    the value of the last real token before the answer.
+    the value of the last real token before the answer. A mask (B, S) leaves no column before it.
     """
     if of_tokens():
         return _values_before(self, sequences, attention_mask)
     mask = tensors.token_mask(sequences, attention_mask)
     if action_mask is not None and options("rollout").advantage == "sequence":
         prompt = sequences.size(1) - action_mask.size(1)
-        sequences, mask = sequences[:, :prompt], mask[:, :prompt]
+        if prompt > 0:
+            sequences, mask = sequences[:, :prompt], mask[:, :prompt]
     return _value_at_end(self, sequences, mask)
 
 
