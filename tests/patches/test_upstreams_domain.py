@@ -334,7 +334,7 @@ def subjects(generation: str) -> Iterator[Subject]:
     plain = lambda result: result  # noqa: E731
     for name, make in (("RewardModel", tiny_reward_model), ("Critic", tiny_critic)):
         compared = shape if generation == "G1" or (name == "Critic" and not whole) else plain
-        calls = forward_of(make("llama"))
+        calls = forward_of(make("gpt2"))
         yield Subject(f"{name}.forward", *calls, padded_rows, compared=compared)
 
 
