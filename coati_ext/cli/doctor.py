@@ -74,7 +74,9 @@ def _verdict(found: Facts) -> Tuple[str, str]:
         return "there is no coati to patch here", "coati-ext demo"
     if found["versions"]["torch"] is None:
         return f"torch is not installed for {found['python']}", "pip install torch"
-    refused = [item["patch"] for item in plan["steps"] if item["state"] == REFUSED]
+    refused = [
+        item["patch"] for item in [*plan["steps"], *plan["relies"]] if item["state"] == REFUSED
+    ]
     if refused:
         return f"{refused[0]} does not fit this coati", f"coati-ext diff {refused[0]}"
     if any(item["verdict"] != "right" for item in found.get("live", [])):

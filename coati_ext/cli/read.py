@@ -12,6 +12,7 @@ from coati_ext import hookspecs
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import UnknownNameError, nearest
 from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.reliances import CHANGED
 from coati_ext.patching.source import dotted_file, with_helpers
 from coati_ext.patching.steps import refusal
 from coati_ext.plan import Plan, make_plan
@@ -71,7 +72,17 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         }
         for order, step in enumerate(plan.steps, 1)
     ]
-    refused = refusal(plan.steps)
+    relies = [
+        {
+            "patch": item.patch,
+            "state": item.state,
+            "target": item.reliance.target,
+            "fingerprint": item.fingerprint,
+            "reason": item.reason,
+        }
+        for item in plan.relies
+    ]
+    refused = refusal([*plan.steps, *plan.relies])
     problem = str(plan.missing or refused or "")
     facts = {
         "generation": plan.coati and plan.coati.generation,
@@ -79,6 +90,7 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "policy": plan.settings.policy.value,
         "digest": plan.digest,
         "steps": steps,
+        "relies": relies,
         "choices": {hook: item.name for hook, item in plan.choices.items()},
         "broken_plugins": {item.name: item.error for item in plan.registry.broken},
         "problem": problem,
@@ -107,6 +119,9 @@ def plan_view(facts: Facts) -> None:
         write(table(["", "patch", "", "", "target", "why"], rows))
     for hook, name in facts["choices"].items():
         write(f"{hook}: {name}")
+    for item in facts["relies"]:
+        if item["state"] == CHANGED:
+            write(f"warning: {item['patch']}: {item['reason']}")
     for name, error in facts["broken_plugins"].items():
         write(f"broken plugin {name}: {error}")
     if facts["problem"]:

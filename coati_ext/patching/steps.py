@@ -8,11 +8,11 @@ refused with the lines that differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError, nearest
-from coati_ext.patching.fingerprint import changed_statements, likeness
 from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.reliances import Reading
 from coati_ext.patching.source import Coati, Function
 from coati_ext.report import PENDING, REFUSED, UPSTREAM
 
@@ -75,19 +75,20 @@ def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
     return tuple(done.values())
 
 
-def refusal(steps: Sequence[Step]) -> Optional[RefusedError]:
-    """One error for all refused steps, or ``None`` if there are none."""
-    refused = [step for step in steps if step.state == REFUSED]
+def refusal(found: Sequence[Union[Step, Reading]]) -> Optional[RefusedError]:
+    """One error for all refused steps and readings, or ``None`` if there are none."""
+    refused = [item for item in found if item.state == REFUSED]
     if not refused:
         return None
-    told = "\n".join(f"{step.patch}: {step.reason}" for step in refused)
-    names = ",".join(sorted({step.patch for step in refused}))
+    told = "\n".join(f"{item.patch}: {item.reason}" for item in refused)
+    names = ",".join(sorted({item.patch for item in refused}))
+    changed = [item.patch for item in refused if isinstance(item, Step)]
+    both = f" `coati-ext diff {changed[0]}` shows both versions." if changed else ""
     return RefusedError(
         f"coati-ext refuses to patch code that it does not know, and has patched nothing.\n{told}\n"
         'Ways out: restore the upstream function; set policy = "structural" '
         "(COATI_EXT_SET=policy=structural) if your edit keeps the function's interface and the "
-        f"patch may replace it; or leave the patch out ({_without(names)}). "
-        f"`coati-ext diff {refused[0].patch}` shows both versions."
+        f"patch may replace it or build on it; or leave the patch out ({_without(names)}).{both}"
     )
 
 
@@ -120,7 +121,8 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
     for label, known in site.fits.items():
         if found == known:
             return [Step(patch.name, site, PENDING, f"fits {label}", function)]
-    difference, probe = _difference(site, function)
+    difference = function.difference({**site.fits, **site.right})
+    probe = _unfit(site, function)
     if policy == "structural" and not probe:
         return [Step(patch.name, site, PENDING, f"fits in structure; {difference}", function)]
     reason = f"{function.file}, line {function.line}: {site.qualname} {difference}"
@@ -160,23 +162,13 @@ def _wrapping_step(patch: Patch, site: Site, function: Function) -> Step:
     return Step(patch.name, site, PENDING, f"takes {', '.join(site.takes)}", function)
 
 
-def _difference(site: Site, function: Function) -> Tuple[str, str]:
-    """The difference from the nearest release, and the structural check that fails, if any."""
-    found = function.fingerprint
-    known = {**site.fits, **site.right}
-    label = max(known, key=lambda name: likeness(found, known[name]))
-    signature, new, missing = changed_statements(found, known[label])
-    parts = ["its signature"] if signature else []
-    for index in new:
-        line, text = function.statement(index)
-        parts.append(f"line {line} `{text}`")
-    if missing:
-        parts.append(f"{missing} statement{'s' * (missing > 1)} of upstream's missing")
-    difference = f"differs from upstream's {label} in {', '.join(parts)} (fingerprint {found})"
-    if found.split("-")[0] not in {item.split("-")[0] for item in site.fits.values()}:
-        return difference, "the signature is none of the released ones"
+def _unfit(site: Site, function: Function) -> str:
+    """The structural check that an edited function fails, if any."""
+    signatures = {item.split("-")[0] for item in site.fits.values()}
+    if function.fingerprint.split("-")[0] not in signatures:
+        return "the signature is none of the released ones"
     unused = [name for name in site.needs if not function.uses(name)]
-    return difference, f"the body does not use {', '.join(unused)}" if unused else ""
+    return f"the body does not use {', '.join(unused)}" if unused else ""
 
 
 def _require_order(steps: Sequence[Step], patches: Mapping[str, Patch]) -> None:

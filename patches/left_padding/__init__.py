@@ -16,7 +16,7 @@ from coati_ext import Defect, Patch, hookimpl, with_variants
 from ..upstream import UPSTREAM
 from .defects import DEFECTS
 from .options import Options
-from .sites import SITES
+from .sites import RELIES, SITES
 
 
 @hookimpl
@@ -34,6 +34,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             ),
             reference="ColossalAI #4475, #3235, #4125",
             sites=with_variants(SITES, UPSTREAM, "left_padding"),
+            relies=with_variants(RELIES, UPSTREAM, "left_padding"),
         )
     )
 

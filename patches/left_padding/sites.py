@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from coati_ext import Site
+from coati_ext import Reliance, Site
 
 _OURS = "coati_ext.patches.left_padding."
 _DATASETS = (
@@ -49,5 +49,34 @@ SITES = (
         generations=("G3", "G4"),
         mode="wrap",
         optional=True,
+    ),
+)
+
+RELIES = (
+    *(
+        Reliance(
+            f"coati.dataset.reward_dataset:{dataset}.__getitem__",
+            ("G1", "G2"),
+            why="gives the chosen answer before the rejected one, each with its mask",
+            refuse=True,
+        )
+        for dataset in ("RmStaticDataset", "HhRlhfDataset")
+    ),
+    Reliance(
+        "coati.dataset.prompt_dataset:PromptDataset.__getitem__",
+        ("G1", "G2"),
+        why="gives a prompt and its mask",
+    ),
+    *(
+        Reliance(
+            f"coati.dataset.{name}",
+            ("G3", "G4"),
+            why="pads and cuts the rows, on the side of the tokenizer",
+        )
+        for name in (
+            "loader:DataCollatorForSupervisedDataset.__call__",
+            "utils:chuncate_sequence",
+            "utils:pad_to_max_len",
+        )
     ),
 )
