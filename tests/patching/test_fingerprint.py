@@ -213,7 +213,6 @@ def f(self, x):
 
 
 @pytest.mark.attack
-@pytest.mark.once("the text of functions, and which Python; the other stack has a second one")
 @pytest.mark.parametrize("text", [EVERYTHING, MATCH], ids=["everything", "match"])
 def test_no_construct_of_python_is_overlooked(text, tally):
     if text is MATCH and sys.version_info < (3, 10):
@@ -222,6 +221,7 @@ def test_no_construct_of_python_is_overlooked(text, tally):
 
 
 @pytest.mark.attack
+@pytest.mark.once(why="what another Python could make of them is in the test above")
 def test_edits_of_upstreams_functions_are_told_from_cosmetics(upstream, full, tally):
     """Each edit of each function that a patch changes or relies on; a sample without --full."""
     plan = make_plan()

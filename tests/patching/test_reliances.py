@@ -18,6 +18,7 @@ from coati_ext.patching.source import Coati, function_in
 from coati_ext.plan import make_plan
 from helpers.upstreams import importable
 
+pytestmark = pytest.mark.once(why="source is read, which knows neither torch nor transformers")
 SAMPLER = "coati.models.generation:_is_sequence_finished"
 TRAIN = "coati.trainer.rm:RewardModelTrainer._train"
 ITEM = "coati.dataset.reward_dataset:HhRlhfDataset.__getitem__"
