@@ -30,7 +30,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "wrapt", "packaging"]
+    packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "packaging"]
     session.install(*UNCOMPILED, *packages)
     session.run("mypy")
 
@@ -68,6 +68,14 @@ def upstream(session: nox.Session) -> None:
     """Record trees of upstream: `nox -s upstream -- v0.5.2=PATH`; see maintenance/upstream.py."""
     session.install("-e", ".")
     session.run("python", "maintenance/upstream.py", *session.posargs)
+
+
+@nox.session(python="3.11")
+def theirs(session: nox.Session) -> None:
+    """Upstream's own tests, flag off beside flag on: `nox -s theirs -- --coati PATH`; no gate."""
+    more = ["datasets", "jsonlines", "sentencepiece", "protobuf", "tensorboard", "wandb", "jinja2"]
+    stack(session, *CURRENT, *more, colossalai="0.5.0")
+    session.run("python", "maintenance/theirs.py", *session.posargs)
 
 
 @nox.session(python="3.11")

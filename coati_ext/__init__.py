@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from coati_ext.active import announce, choice, options
     from coati_ext.hookspecs import hookimpl
     from coati_ext.patching.defect import Defect
-    from coati_ext.patching.patch import Patch, Site
+    from coati_ext.patching.patch import Patch, Reliance, Site
     from coati_ext.patching.variants import with_variants
     from coati_ext.report import Report
     from coati_ext.settings import option
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Defect": "coati_ext.patching.defect",
     "Patch": "coati_ext.patching.patch",
+    "Reliance": "coati_ext.patching.patch",
     "Report": "coati_ext.report",
     "Site": "coati_ext.patching.patch",
     "announce": "coati_ext.active",
@@ -40,6 +41,7 @@ _HOMES = {
 __all__ = [
     "Defect",
     "Patch",
+    "Reliance",
     "Report",
     "Site",
     "announce",

@@ -1,6 +1,11 @@
 """``python -m coati_ext``, the same as the ``coati-ext`` command."""
 
+import os
 import sys
+
+# Python has put the working directory first; there it would shadow what the command imports.
+if not getattr(sys.flags, "safe_path", False) and sys.path[0] in ("", os.getcwd()):
+    del sys.path[0]
 
 from coati_ext.cli import main
 

@@ -53,6 +53,5 @@ def put_in_force(
     observers: Mapping[str, Callable[..., Any]],
 ) -> None:
     """Replace the active choices, options and observers."""
-    for mine, new in ((_choices, choices), (_options, options), (_observers, observers)):
-        mine.clear()
-        mine.update(new)
+    global _choices, _options, _observers
+    _choices, _options, _observers = dict(choices), dict(options), dict(observers)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from typing import Iterable
+from typing import Any, Iterable
+
+_SHOWN = 80  # letters of a value in a message
 
 
 class CoatiExtError(Exception):
@@ -30,6 +32,10 @@ class PluginError(CoatiExtError):
 
 class CoatiNotFoundError(CoatiExtError, ImportError):
     """No coati is importable, or the package of that name is not ColossalAI Chat."""
+
+
+class OldCoatiError(CoatiNotFoundError):
+    """What is importable is chatgpt, the predecessor of coati, which no patch is for."""
 
 
 class RefusedError(CoatiExtError, ImportError):
@@ -66,6 +72,29 @@ class ScriptError(CoatiExtError, RuntimeError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean X?"`` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    """``"; did you mean X?"`` for the closest known name in any case, or an empty string."""
+    if len(name) > _SHOWN:  # the search takes the square of the length
+        return ""
+    names = {item.lower(): item for item in known}
+    close = difflib.get_close_matches(name.lower(), list(names), n=1, cutoff=0.5)
+    return f"; did you mean {names[close[0]]}?" if close else ""
+
+
+def in_a_line(error: BaseException) -> str:
+    """The error of another library in one line, with its kind where the message may not tell."""
+    first = (str(error).strip().splitlines() or [""])[0][:300]
+    return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"
+
+
+def shown(value: Any) -> str:
+    """Any value as a message shows it: its ``repr``, cut to a sensible length."""
+    try:
+        text = repr(value)
+    except Exception:  # a number with too many digits, too deep a nesting, a class of the user's
+        text = f"<{type(value).__name__} that cannot be shown>"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def shown_name(name: str) -> str:
+    """A name as a message shows it: as it is, unless it is long or has control characters."""
+    return name if 0 < len(name) <= _SHOWN and name.isprintable() else shown(name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
@@ -15,10 +16,11 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from coati_ext import __version__
 from coati_ext.errors import CoatiNotFoundError, ConfigError, PluginError
 from coati_ext.patching.patch import Patch
+from coati_ext.patching.reliances import CHANGED, Reading, read_reliances
 from coati_ext.patching.source import Coati, find_coati
 from coati_ext.patching.steps import Step, in_order, plan_steps, refusal
 from coati_ext.plugins import CHOICES, Implementation, Registry, load, plugin_hashes
-from coati_ext.report import OFF, PENDING, Report, Row
+from coati_ext.report import OFF, PENDING, REFUSED, Report, Row
 from coati_ext.settings import ConfigArgument, Entry, Layers, Settings, Value, collect, resolve
 
 
@@ -35,6 +37,8 @@ class Plan:
     steps: Tuple[Step, ...]
     missing: Optional[CoatiNotFoundError] = None
     """The error if no coati was found."""
+    relies: Tuple[Reading, ...] = ()
+    """What was found of the functions that the patches rely on."""
 
     @cached_property  # so that later edits of plugin files do not change it
     def digest(self) -> str:
@@ -43,6 +47,7 @@ class Plan:
             "version": __version__,
             "generation": self.coati and self.coati.generation,
             "steps": [(s.patch, s.site.target, s.state, s.fingerprint) for s in self.steps],
+            "relies": [(r.patch, r.reliance.target, r.fingerprint) for r in self.relies],
             "options": {
                 section: {key: item.value for key, item in values.items()}
                 for section, values in self.settings.sections.items()
@@ -57,6 +62,13 @@ class Plan:
         """The implementation of each choice hook, as a plain function of all its arguments."""
         return {hook: self.registry.resolve(hook, item) for hook, item in self.choices.items()}
 
+    @property
+    def changed(self) -> Tuple[str, ...]:
+        """A sentence for each edited function that a patch relies on."""
+        return tuple(
+            f"{item.patch}: {item.reason}" for item in self.relies if item.state == CHANGED
+        )
+
     def report(self, applied: Tuple[str, ...] = (), notes: Tuple[str, ...] = ()) -> Report:
         """The plan as a report in which the targets in ``applied`` count as patched."""
         rows = []
@@ -65,6 +77,11 @@ class Plan:
             rows.append(
                 Row(step.patch, "applied" if done else step.state, step.site.target, step.reason)
             )
+        rows += [
+            Row(item.patch, REFUSED, item.reliance.target, item.reason)
+            for item in self.relies
+            if item.state == REFUSED
+        ]
         planned = {row.name for row in rows}
         for name, value in self.settings.enabled.items():
             if name not in planned:
@@ -73,10 +90,10 @@ class Plan:
                     reason = str(self.missing or "nothing to change in this generation")
                 rows.append(Row(name, OFF, "", reason))
         generation = self.coati.generation if self.coati else None
-        return Report(generation, tuple(rows), self.digest, notes)
+        return Report(generation, tuple(rows), self.digest, (*self.changed, *notes))
 
     def check(self) -> None:
-        """Raise if this plan cannot be used for training.
+        """Raise if this plan cannot be used for training, and warn of edits that it relies on.
 
         Raises:
             PluginError: a plugin is broken.
@@ -91,17 +108,23 @@ class Plan:
             raise PluginError(f"coati-ext will not train with broken plugins:\n{told}")
         if self.missing:
             raise self.missing
-        refused = refusal(self.steps)
+        refused = refusal([*self.steps, *self.relies])
         if refused:
             raise refused
+        if self.changed:
+            warnings.warn("\n".join(self.changed), stacklevel=2)
 
 
-def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Plan:
+def make_plan(
+    config: ConfigArgument = None, options: Sequence[Entry] = (), plugins: bool = True
+) -> Plan:
     """Read the settings, load the plugins and compare upstream's source with the patches.
 
     Args:
         config: as for :func:`coati_ext.enable`.
         options: settings from the command line of ``coati-ext run``.
+        plugins: whether to load the plugins that are not built in. A plan without them is for
+            looking at: what they would add is missing, and settings of theirs are not checked.
 
     Raises:
         ConfigError: the settings are wrong, or two plugins implement a choice hook and the
@@ -109,13 +132,15 @@ def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> P
         RefusedError: two patches change the same function and declare no valid order.
     """
     layers = collect(config, options)
-    registry = load(layers.plugins)
+    registry = load(layers.plugins, run=plugins)
     offers = {hook: registry.implementations(hook) for hook in CHOICES}
     names = {hook: [item.name for item in items] for hook, items in offers.items()}
     coati, missing = _find()
     generation = coati.generation if coati else None
     try:
-        settings = resolve(layers, registry.patches, registry.options, names, generation)
+        settings = resolve(
+            layers, registry.patches, registry.options, names, generation, bool(registry.unloaded)
+        )
     except ConfigError as error:
         broken = "\n".join(f"  {item.name}: {item.error}" for item in registry.broken)
         if not broken:
@@ -129,7 +154,8 @@ def make_plan(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> P
     on = [patch for patch in patches if settings.enabled[patch.name].value]
     _require_parents(on)
     steps = plan_steps(on, coati, settings.policy.value)
-    return Plan(layers, registry, settings, choices, coati, steps)
+    relies = read_reliances(on, coati, settings.policy.value)
+    return Plan(layers, registry, settings, choices, coati, steps, relies=relies)
 
 
 def _find() -> Tuple[Optional[Coati], Optional[CoatiNotFoundError]]:
@@ -166,7 +192,8 @@ def _pick(
             raise ConfigError(f"two plugins offer {hook} under one name: {sorted(by_name)}")
         mine = [item for item in items if not item.plugin.builtin]
         if hook in settings.use:
-            picked[hook] = by_name[settings.use[hook].value]
+            if settings.use[hook].value in by_name:  # else it is of a plugin that is not loaded
+                picked[hook] = by_name[settings.use[hook].value]
         elif len(mine) > 1:
             raise ConfigError(
                 f"{len(mine)} plugins offer {hook}: {', '.join(item.name for item in mine)}. Name "

@@ -2,7 +2,9 @@
 
 Every process loads its plugins anew from the configuration; a manager is never shared or pickled.
 A plugin that fails to load is recorded with its error: the command line shows it and continues, a
-training run refuses to start.
+training run refuses to start. That holds for every way to fail, ``sys.exit()`` included; an
+interrupt by the user while a plugin loads cannot be told from one that the plugin raised, and stops
+a training run just so.
 """
 
 from __future__ import annotations
@@ -15,23 +17,25 @@ import inspect
 import pkgutil
 import sys
 import traceback
+import typing
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 import pluggy
 
-from coati_ext import hookspecs
-from coati_ext.errors import PluginError, nearest
+from coati_ext import hookspecs, implementations
+from coati_ext.errors import CoatiExtError, PluginError
+from coati_ext.implementations import CHOICES, HOOKS, arguments_of, definition, hooks_of, taking_all
 from coati_ext.patching.defect import Defect
 from coati_ext.patching.patch import Patch
 
+__all__ = ["CHOICES", "HOOKS", "Implementation", "Plugin", "Registry", "load", "plugin_hashes"]
+
 GROUP = "coati_ext"
 _texts: Dict[str, Tuple[Path, bytes]] = {}
-HOOKS = sorted(name for name, item in vars(hookspecs).items() if hasattr(item, "coati_ext_spec"))
-CHOICES = [name for name in HOOKS if getattr(hookspecs, name).coati_ext_spec["firstresult"]]
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Plugin:
     hooks: Tuple[str, ...] = ()
     error: str = ""
     """Why it failed to load, with file and line; empty if it loaded."""
+    loaded: bool = True
+    """False if it was only looked at, by ``--no-plugins``."""
 
     @property
     def builtin(self) -> bool:
@@ -60,7 +66,10 @@ class Implementation:
     """The plugin's name, or the function's name if it differs from the hook's (``specname``)."""
     plugin: Plugin
     function: Callable[..., Any]
-    arguments: Tuple[str, ...]
+
+    def told(self, hook: str) -> str:
+        """The hook, the plugin, and the file and line of the function, for messages."""
+        return f"{hook} of plugin {self.plugin.name} ({definition(self.function)})"
 
 
 @dataclass
@@ -78,78 +87,145 @@ class Registry:
         """The plugins that could not be loaded."""
         return [plugin for plugin in self.plugins if plugin.error]
 
+    @property
+    def unloaded(self) -> List[Plugin]:
+        """The plugins that were only looked at."""
+        return [plugin for plugin in self.plugins if not plugin.loaded]
+
     def implementations(self, hook: str) -> List[Implementation]:
         """Every implementation of a hook, built-ins first."""
         plugins = {plugin.name: plugin for plugin in self.plugins if not plugin.error}
         found = []
         for item in getattr(self.manager.hook, hook).get_hookimpls():
             own = item.function.__name__
-            name = item.plugin_name if own == hook else own
-            found.append(
-                Implementation(name, plugins[item.plugin_name], item.function, item.argnames)
-            )
+            name = item.plugin_name if own in (hook, "<lambda>") else own
+            found.append(Implementation(name, plugins[item.plugin_name], item.function))
         return sorted(found, key=lambda item: (not item.plugin.builtin, item.name))
 
     def resolve(self, hook: str, implementation: Implementation) -> Callable[..., Any]:
-        """An implementation as a plain function that takes all arguments of the hook."""
-        spec = tuple(getattr(self.manager.hook, hook).spec.argnames)
-        function = implementation.function
-        if implementation.arguments == spec:
+        """An implementation as a plain function that takes all arguments of the hook.
+
+        What a user's one returns is checked, and its errors name it; see ``coati_ext.results``.
+        """
+        function = taking_all(implementation.function, hook)
+        if implementation.plugin.builtin:
             return function
-        wanted = [spec.index(name) for name in implementation.arguments]
+        told = implementation.told(hook)
 
-        def chosen(*arguments: Any) -> Any:
-            return function(*[arguments[index] for index in wanted])
+        def checked(*arguments: Any) -> Any:
+            from coati_ext.results import check, versions
 
-        return chosen
+            before = versions(arguments)
+            try:
+                result = function(*arguments)
+            except Exception as error:
+                if _passes(error):
+                    raise
+                raise PluginError(f"{told} failed: {_words(error)}") from error
+            if versions(arguments) != before:
+                raise PluginError(f"{told} has changed an argument in place: expected new tensors")
+            check(hook, told, result, arguments)
+            return result
+
+        return checked
 
     def observer(self, hook: str) -> Callable[..., None]:
         """A function with the hook's keyword arguments that calls every implementation."""
-        caller = getattr(self.manager.hook, hook)
-        by_code = {
-            inspect.unwrap(item.function).__code__: item for item in self.implementations(hook)
-        }
+        names = arguments_of(hook)
+        calls = [
+            (item.told(hook), taking_all(item.function, hook))
+            for item in self.implementations(hook)
+        ]
 
         def call_all(**arguments: Any) -> None:
-            try:
-                caller(**arguments)
-            except Exception as error:
-                frames = traceback.walk_tb(error.__traceback__)
-                at_fault = [by_code[f.f_code] for f, _ in frames if f.f_code in by_code]
-                if not at_fault:
-                    raise
-                item = at_fault[0]
-                raise PluginError(
-                    f"{hook} of plugin {item.plugin.name} ({_definition(item.function)}) failed: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
+            for told, function in calls:
+                before = _tensors_of(arguments.get("experience"))
+                try:
+                    returned = function(*[arguments[name] for name in names])
+                except Exception as error:
+                    raise PluginError(f"{told} failed: {_words(error)}") from error
+                if inspect.isawaitable(returned):
+                    raise PluginError(f"{told} returned {returned!r}, which nothing awaits")
+                _require_same(told, arguments.get("experience"), before)
 
         return call_all
 
 
-def load(named: Sequence[Tuple[str, str, Optional[Path]]]) -> Registry:
+class _Hooks:
+    """The hooks of one plugin, which pluggy gets instead of the plugin: it need not search it."""
+
+    def __init__(self, plugin: object, hooks: Mapping[str, Callable[..., Any]]) -> None:
+        vars(self).update(hooks)
+        vars(self)["_plugin"] = plugin
+
+
+def _words(error: BaseException) -> str:
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # its own __str__
+        return type(error).__name__
+
+
+def _passes(error: Exception) -> bool:
+    """Whether an error keeps its type: ours, and those that others than the user wait for.
+
+    Trainers catch a lack of memory; a private type is control flow, as torch's checkpointing has.
+    """
+    name = type(error).__name__
+    lacks_memory = isinstance(error, MemoryError) or "OutOfMemory" in name
+    return isinstance(error, CoatiExtError) or lacks_memory or name.startswith("_")
+
+
+def _tensors_of(experience: Any) -> Dict[str, Tuple[Any, int]]:
+    """The tensors of an experience by field, and how often each was changed in place."""
+    return {
+        name: (item, item._version)
+        for name, item in getattr(experience, "__dict__", {}).items()
+        if hasattr(item, "is_inference") and not item.is_inference()
+    }
+
+
+def _require_same(told: str, experience: Any, before: Mapping[str, Tuple[Any, int]]) -> None:
+    for name, (item, version) in before.items():
+        same: bool = getattr(experience, name, None) is item
+        if not same or item._version != version:
+            raise PluginError(
+                f"{told} has changed experience.{name}: an observer reads the experience and "
+                "changes nothing"
+            )
+
+
+def load(named: Sequence[Tuple[str, str, Optional[Path]]], run: bool = True) -> Registry:
     """Load the built-ins, the installed entry points and the plugins named in the configuration.
 
     Args:
         named: ``(plugin, origin, folder)`` for each configured plugin: a module name, or a ``.py``
             file relative to the folder of the configuration file.
+        run: whether to load the plugins that are not built in; else they are only listed.
     """
     manager = pluggy.PluginManager("coati_ext")
     manager.add_hookspecs(hookspecs)
     registry = Registry(manager)
+
+    def add(name: str, source: str, importer: Callable[[], object], file: str = "") -> None:
+        if run:
+            _add(registry, name, source, importer)
+        else:
+            registry.plugins.append(Plugin(name, source, file, loaded=False))
+
     patches = importlib.import_module("coati_ext.patches")
     for name in sorted(item.name for item in pkgutil.iter_modules(patches.__path__) if item.ispkg):
         _add(registry, name, "built-in", _importer(f"coati_ext.patches.{name}"))
     for point in sorted(_entry_points(), key=lambda point: point.name):
         distribution = getattr(getattr(point, "dist", None), "name", None)
         source = f"entry point {point.value}" + (f" of {distribution}" if distribution else "")
-        _add(registry, point.name, source, point.load)
+        add(point.name, source, point.load)
     for name, origin, folder in named:
         if name.endswith(".py"):
             file = (folder or Path.cwd()) / name
-            _add(registry, file.stem, origin, _file_importer(file))
+            add(file.stem, origin, _file_importer(file), str(file))
         else:
-            _add(registry, name, origin, _importer(name))
+            add(name, origin, _importer(name))
     return registry
 
 
@@ -191,7 +267,7 @@ def _file_importer(file: Path) -> Callable[[], object]:
         try:
             spec.loader.exec_module(module)
         except BaseException:
-            del sys.modules[name]
+            sys.modules.pop(name, None)
             raise
         return module
 
@@ -202,54 +278,37 @@ def _add(registry: Registry, name: str, source: str, importer: Callable[[], obje
     """Load one plugin and run its registration hooks, or record why it is broken."""
     manager = registry.manager
     loaded: Any = None
-    hooks: Tuple[str, ...] = ()
+    found: Mapping[str, Tuple[str, Callable[..., Any]]] = {}
+    hooks: Optional[_Hooks] = None
     error = ""
     trial = Registry(manager)  # merged only if the whole plugin is valid
     try:
         if manager.has_plugin(name):
             raise PluginError(f"two plugins are called {name}")
         loaded = importer()
-        _check_hooks(loaded)
-        manager.register(loaded, name)
-        hooks = tuple(sorted({caller.name for caller in manager.get_hookcallers(loaded) or ()}))
-        _collect(loaded, registry, trial)
-    except Exception as problem:
-        error = f"{type(problem).__name__}: {problem} ({_place(problem, loaded)})"
-        if loaded is not None and manager.is_registered(loaded):
-            manager.unregister(loaded)
+        known = [own for own, item in manager.list_name_plugin() if vars(item)["_plugin"] is loaded]
+        if known:
+            raise PluginError(f"it is loaded already, as plugin {known[0]}")
+        found = hooks_of(loaded)
+        hooks = _Hooks(loaded, {own: function for own, (_, function) in found.items()})
+        manager.register(hooks, name)
+        _collect(found.values(), registry, trial)
+    except BaseException as problem:  # a plugin that ends the process is broken like any other
+        error = f"{_words(problem)} ({_place(problem, loaded)})"
+        if hooks is not None and manager.is_registered(hooks):
+            manager.unregister(hooks)
+        found = {}
     else:
         registry.patches.update(trial.patches)
         registry.options.update(trial.options)
         registry.defects.extend(trial.defects)
-    file = str(getattr(loaded, "__file__", None) or _source_file(loaded))
-    registry.plugins.append(Plugin(name, source, file, hooks, error))
+    names = tuple(sorted({hook for hook, _ in found.values()}))
+    registry.plugins.append(Plugin(name, source, _source_file(loaded), names, error))
 
 
-def _check_hooks(plugin: Any) -> None:
-    """Raise for an invalid hook, naming the plugin's file and line, which pluggy does not do."""
-    if inspect.isclass(plugin):
-        raise PluginError(f"{plugin.__name__} is a class: have you forgotten the ()?")
-    for attribute in dir(plugin):
-        function = getattr(plugin, attribute)
-        marks = getattr(function, "coati_ext_impl", None)
-        if not isinstance(marks, dict):
-            continue
-        hook = marks.get("specname") or attribute
-        where = _definition(function)
-        if hook not in HOOKS:
-            raise PluginError(f"{where}: no hook is called {hook}{nearest(hook, HOOKS)}")
-        if hook in CHOICES and (marks.get("wrapper") or marks.get("hookwrapper")):
-            raise PluginError(
-                f"{where}: {hook} computes numbers, so one implementation is picked and called "
-                "alone; a wrapper around it would not run"
-            )
-        accepted = list(inspect.signature(getattr(hookspecs, hook)).parameters)
-        extra = [name for name in inspect.signature(function).parameters if name not in accepted]
-        if extra:
-            raise PluginError(f"{where}: {hook} has no argument {extra[0]}; it has {accepted}")
-
-
-def _collect(plugin: Any, registry: Registry, trial: Registry) -> None:
+def _collect(
+    found: Iterable[Tuple[str, Callable[..., Any]]], registry: Registry, trial: Registry
+) -> None:
     def register_patch(patch: object) -> None:
         if not isinstance(patch, Patch):
             raise PluginError(f"register_patches wants coati_ext.Patch values, got {patch!r}")
@@ -262,6 +321,18 @@ def _collect(plugin: Any, registry: Registry, trial: Registry) -> None:
             raise PluginError(f"a configuration section called {section} exists already")
         if not (inspect.isclass(options) and dataclasses.is_dataclass(options)):
             raise PluginError(f"register_options wants a dataclass for {section}, got {options!r}")
+        bare = [it.name for it in dataclasses.fields(options) if it.default is dataclasses.MISSING]
+        if bare:
+            raise PluginError(
+                f"register_options: {section}.{bare[0]} has no default: expected a field made by "
+                "coati_ext.option(default, help)"
+            )
+        try:
+            typing.get_type_hints(options)
+        except Exception as error:
+            raise PluginError(
+                f"register_options: the types of {section} cannot be read: {_words(error)}"
+            ) from error
         trial.options[section] = options
 
     def register_defect(defect: object) -> None:
@@ -269,27 +340,27 @@ def _collect(plugin: Any, registry: Registry, trial: Registry) -> None:
             raise PluginError(f"register_defects wants coati_ext.Defect values, got {defect!r}")
         trial.defects.append(defect)
 
-    manager = registry.manager
-    others = [item for item in manager.get_plugins() if item is not plugin]
-    for hook, register in (
-        ("register_patches", register_patch),
-        ("register_options", register_options),
-        ("register_defects", register_defect),
-    ):
-        manager.subset_hook_caller(hook, others)(register=register)
-
-
-def _definition(function: Callable[..., Any]) -> str:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return f"{code.co_filename}, line {code.co_firstlineno}" if code else repr(function)
+    registers = {
+        "register_defects": register_defect,
+        "register_options": register_options,
+        "register_patches": register_patch,
+    }
+    for hook, function in found:
+        if hook in registers:
+            returned = taking_all(function, hook)(registers[hook])
+            if returned is not None:
+                raise PluginError(
+                    f"{definition(function)}: {hook} returned {returned!r}: expected calls of "
+                    "register(...)"
+                )
 
 
 def _place(problem: BaseException, plugin: object) -> str:
     if isinstance(problem, SyntaxError) and problem.filename:
         return f"{problem.filename}, line {problem.lineno}"
-    ours = (__file__, importlib.__file__)
+    ours = ("<frozen", __file__, implementations.__file__, importlib.__file__, *pluggy.__path__)
     for frame in reversed(traceback.extract_tb(problem.__traceback__)):
-        if frame.filename not in ours and not frame.filename.startswith("<frozen"):
+        if not frame.filename.startswith(ours):
             return f"{frame.filename}, line {frame.lineno}"
     return _source_file(plugin) or "not loaded"
 

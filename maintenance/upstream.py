@@ -1,4 +1,4 @@
-"""Record which variants of the patched functions some trees of upstream have.
+"""Record which variants some trees of upstream have of the functions that patches need.
 
     nox -s upstream -- v0.5.2=PATH HEAD=PATH ...
 
@@ -18,7 +18,7 @@ import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Set, Tuple, Union
 
 ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
@@ -27,7 +27,7 @@ if str(ROOT) not in sys.path:
 from coati_ext.errors import CoatiExtError, CoatiNotFoundError, InputError  # noqa: E402
 from coati_ext.patches.upstream import UPSTREAM  # noqa: E402
 from coati_ext.patching.fingerprint import changed_statements, likeness  # noqa: E402
-from coati_ext.patching.patch import GENERATIONS, Site  # noqa: E402
+from coati_ext.patching.patch import GENERATIONS, Reliance, Site  # noqa: E402
 from coati_ext.patching.source import Coati, Function, generation_of  # noqa: E402
 from coati_ext.patching.variants import (  # noqa: E402
     FITS,
@@ -43,28 +43,28 @@ from coati_ext.patching.variants import (  # noqa: E402
 from coati_ext.testing.standin import standin  # noqa: E402
 
 HEADER = """\
-# The variants of every upstream function that a patch of ours changes, by target.
+# The variants of every upstream function that a patch of ours changes or relies on, by target.
 #
 # Written by `nox -s upstream -- NAME=PATH ...` (maintenance/upstream.py): a new tree's known code
 # is confirmed, its unknown code is added. Only the words are edited by hand. Of a variant they say
-#   fits        the patch was written for this code
+#   fits        the patch was written for this code, or with it
 #   right       this code needs no change
-#   unreviewed  nobody has looked: the patch refuses it
+#   unreviewed  nobody has looked: the patch refuses it, or warns where it only relies on it
 # `releases` are runs over the order of [trees]. A commit is named only where no release of its
 # generation has the code; the stand-ins are those of coati_ext/testing/standins.
 """
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _VERSION = re.compile(r"v?\d+(\.\d+)+")
 
-Sites = Mapping[str, Tuple[Site, ...]]
+Needed = Union[Site, Reliance]
+Sites = Mapping[str, Tuple[Needed, ...]]
 
 
 def bare_sites() -> Sites:
-    """The sites of the built-in patches, without the variants that this command writes."""
+    """What the built-in patches need of upstream, without the variants that this command writes."""
     names = [item.name for item in pkgutil.iter_modules([str(UPSTREAM.parent)]) if item.ispkg]
-    return {
-        name: importlib.import_module(f"coati_ext.patches.{name}.sites").SITES for name in names
-    }
+    modules = {name: importlib.import_module(f"coati_ext.patches.{name}.sites") for name in names}
+    return {name: (*it.SITES, *getattr(it, "RELIES", ())) for name, it in modules.items()}
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Record:
         self.absent: Dict[str, List[str]] = {}
         """The trees without a target that only some releases have."""
         self._names = {item: list(known.trees.generations.get(item, ())) for item in GENERATIONS}
-        self._sites: Dict[Tuple[str, str], Dict[str, Site]] = {}
-        """By target and generation: the patches that change it there."""
+        self._sites: Dict[Tuple[str, str], Dict[str, Needed]] = {}
+        """By target and generation: the patches that need it there."""
         for patch, declared in sites.items():
             for site in filter(is_by_code, declared):
                 for generation in site.generations:
@@ -174,15 +174,15 @@ class Record:
                 nobody.append(name)
         if nobody:
             names = self.known.trees.text(nobody)
-            self.problems.append(f"left over: no patch changes the {target} of {names}")
+            self.problems.append(f"left over: no patch needs the {target} of {names}")
         if not patches:
             return
         self._taken.append((target, variant))
         for patch in sorted(variant.verdicts.keys() - patches):
             names = self.known.trees.text(variant.trees)
-            self.problems.append(f"left over: {patch} does not change the {target} of {names}")
+            self.problems.append(f"left over: {patch} does not need the {target} of {names}")
 
-    def _compare(self, name: str, coati: Coati, target: str, sites: Mapping[str, Site]) -> str:
+    def _compare(self, name: str, coati: Coati, target: str, sites: Mapping[str, Needed]) -> str:
         before = self._codes.setdefault(target, {}).pop(name, None)
         try:
             function = coati.function(*target.split(":"))
@@ -195,7 +195,7 @@ class Record:
             if all(site.optional for site in sites.values()):
                 self.absent.setdefault(target, []).append(name)
             else:
-                self.problems.append(f"{name} has no {target}, which {', '.join(sites)} changes")
+                self.problems.append(f"{name} has no {target}, which {', '.join(sites)} needs")
             return "missing"
         self.functions.setdefault(target, {})[name] = function
         code = self._codes[target][name] = function.fingerprint
@@ -208,7 +208,7 @@ class Record:
         return "new"
 
     def _words(self, target: str, generation: str, code: str, name: str) -> Dict[str, str]:
-        """What was said of a code, for each patch that changes the target in this generation.
+        """What was said of a code, for each patch that needs the target in this generation.
 
         A word counts where the site that it was said of is the one that applies.
         """
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str], file: Path = UPSTREAM, sites: Optional[Sites]
         print(f"\n{file} is written")
     if unreviewed:
         print('Unreviewed: edit each word to "fits" or "right", and commit. Until then the patch')
-        print("refuses that code; code that it does not fit wants another site.")
+        print("refuses that code, or warns of it; code that it does not fit wants another site.")
         print("\n".join(f"  line {line}" for line in unreviewed))
     return 1 if unreviewed or record.problems or record.gone() else 0
 

@@ -11,6 +11,7 @@ import pytest
 import coati_ext
 from coati_ext.cli.measure import measure
 from coati_ext.errors import AlreadyEnabledError, ConfigError, PluginError, RefusedError
+from coati_ext.patching.defect import Defect
 from coati_ext.patching.source import find_coati
 from coati_ext.plan import make_plan
 
@@ -296,6 +297,13 @@ def test_a_plugin_brings_a_patch_options_a_defect_and_an_observer(upstream):
         assert measure(defect)["value"] == pytest.approx(3 * 0.6931472)
     with pytest.raises(ConfigError, match=r"scale.factor = -1: wants a number at least 0.0"):
         plan_with(file, scale={"factor": -1})
+
+
+def test_a_defect_that_ends_the_process_is_wrong_and_no_end(tmp_path, monkeypatch):
+    write("leaves.py", "import sys\ndef measure():\n    sys.exit(0)\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = measure(Defect("leaving", "mine", "", ("G4",), "leaves:measure"))
+    assert (found["verdict"], found["value"]) == ("wrong", "SystemExit: 0")
 
 
 def test_a_plugins_patch_of_a_built_ins_target_needs_an_order(upstream):

@@ -19,6 +19,8 @@ FINGERPRINT = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{8}\b")
 UNDRAWN = {
     "__init__",
     "__main__",
+    "_files",
+    "_json",
     "_lazy",
     "_startup",
     "_toml",

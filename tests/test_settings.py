@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -12,6 +16,7 @@ from coati_ext.errors import ConfigError
 from coati_ext.patching.patch import Patch, Site
 from coati_ext.settings import FROZEN, collect, freeze, from_text, only, option, resolve
 
+NAN, INF = float("nan"), float("inf")
 SITE = Site("coati.m:f", "ours:f", generations=("G1",))
 PATCHES = {
     "eos_pooling": Patch("eos_pooling", "", (SITE,), default=True),
@@ -182,7 +187,28 @@ def test_an_option_can_name_a_choice(monkeypatch):
             "use.pool_rewards: no such choice hook; did you mean pool_reward?",
         ),
         ({"use": {"pool_reward": "masked_men"}}, "did you mean masked_mean?"),
+        ({"use": 5}, "use = 5: wants a section, as in use.pool_reward = 'NAME'"),
+        ({"policy": {"strict": True}}, "policy: wants a value, not a section"),
+        ({"policy": "stric"}, "wants 'strict' or 'structural'; did you mean strict?"),
+        ({"policy": ["strict"]}, "policy = ['strict']: wants 'strict' or 'structural'"),
+        ({"eos_pooling": {"lam": NAN}}, "lam = nan: wants a finite number at least 0.0"),
+        ({"eos_pooling": {"clip": INF}}, "clip = inf: wants a finite number at least 0.0"),
+        ({"eos_pooling": {"lam": "nan"}}, "lam = 'nan': wants a finite number"),
+        ({"eos_pooling": {"lam": 10**5000}}, "lam = <int that cannot be shown>: wants a finite"),
+        ({"eos_pooling": {"steps": 2**63}}, "wants a whole number of at most 64 bits"),
+        ({"rank_check": INF}, "rank_check = inf: wants seconds, or 0 to compare nothing, at most"),
+        ({"rank_check": 1e300}, "rank_check = 1e+300: wants seconds"),
+        ({"rank_check": -1}, "rank_check = -1: wants seconds"),
+        ({1: 2}, "1: wants the name of a setting or section"),
+        ({None: {"lam": 1}}, "None: wants the name of a setting or section"),
+        ({"": {"policy": "strict"}}, "'': wants the name of a setting or section"),
+        ({"eos_pooling": {1: 2}}, "1 in eos_pooling: wants the name of a setting"),
+        ({"COATI_EXT": {"only": 5}}, "'COATI_EXT': wants the name of a setting or section"),
+        ({"eos_pooling": {"kind": "x" * 10_000}}, f"kind = '{'x' * 79}...: wants"),
+        ({"x" * 10_000: 1}, f"'{'x' * 79}...: no such patch or setting"),
+        ({"a\x1b[31m": 1}, r"'a\x1b[31m': no such patch or setting"),
     ],
+    ids=lambda item: None if isinstance(item, str) else "",
 )
 def test_bad_input_is_named_with_what_was_expected_and_the_nearest_match(config, told):
     assert told in problems(config)
@@ -233,6 +259,116 @@ def test_a_file_that_is_not_toml_or_not_text():
     assert "coati-ext.toml is not TOML" in problems()
     Path("coati-ext.toml").write_bytes(b"\xff\xfe\x00")
     assert "cannot read coati-ext.toml" in problems()
+
+
+def test_what_lies_where_a_file_should_is_told(monkeypatch, tmp_path):
+    def told(make):
+        make()
+        found = problems()
+        Path("coati-ext.toml").unlink()
+        return found
+
+    file = Path("coati-ext.toml")
+    expected = "cannot read coati-ext.toml: it is a link to nowhere.toml, which is not there"
+    assert told(lambda: file.symlink_to("nowhere.toml")) == expected
+    expected = "cannot read coati-ext.toml: it is a pipe or a device, a file was expected"
+    assert told(lambda: os.mkfifo(file)) == expected
+    assert told(lambda: file.symlink_to("/dev/zero")) == expected
+    for name, environment in (("coati-ext.toml", ""), ("pyproject.toml", ""), ("any", "any")):
+        monkeypatch.setenv("COATI_EXT_CONFIG", environment)
+        Path(name).mkdir()
+        by = ", named by COATI_EXT_CONFIG" if environment else ""
+        assert problems() == f"cannot read {name}{by}: it is a folder, a file was expected"
+        assert problems(Path(name)).startswith(f"cannot read {name}, named by enable(): it is a")
+        Path(name).rmdir()
+    monkeypatch.setenv("COATI_EXT_CONFIG", os.devnull)  # says that no file counts
+    file.write_text("nonsense")
+    assert settings().use == {}
+
+
+def test_a_file_may_begin_with_a_byte_order_mark():
+    text = "policy = 'structural'"
+    Path("coati-ext.toml").write_text(text, encoding="utf-8-sig")
+    assert settings().policy.value == "structural"
+    Path("coati-ext.toml").write_text(text, encoding="utf-16")
+    assert "cannot read coati-ext.toml: it is not text in UTF-8" in problems()
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("policy = strict", ': quote texts, as in policy = "strict"'),
+        ("[eos_pooling]\n\npooling = masked_mean  # or eos", 'as in pooling = "masked_mean"'),
+        ("[eos_pooling]\nenabled = True", ": write enabled = true"),
+        ("x = " + "[" * 5000, "it is nested too deeply"),
+        ("x = " + "1" * 5000, "is not TOML"),
+        ("x = [", "is not TOML"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_what_to_write_instead_where_a_file_is_not_toml(text, told):
+    Path("coati-ext.toml").write_text(text)
+    if text.endswith("1" * 5000) and not hasattr(sys, "set_int_max_str_digits"):
+        told = "x: no such patch or setting"
+    assert told in problems()
+
+
+@pytest.mark.parametrize("text", ["tool = 5", "tool = []", "[[tool]]"])
+def test_a_project_file_whose_tools_are_no_table(text):
+    Path("pyproject.toml").write_text(text)
+    assert "pyproject.toml: tool = " in problems()
+    assert "wants a table of settings" in problems()
+
+
+def test_a_flag_that_names_no_patch_is_told(monkeypatch):
+    monkeypatch.setenv("COATI_EXT", " , ")
+    assert "no patch is named: wants 1, 0 or names of patches" in problems()
+
+
+def test_a_setting_of_the_environment_has_a_section_of_its_own_or_none(monkeypatch):
+    for text in (".policy=strict", "COATI_EXT.only=eos_pooling", "="):
+        monkeypatch.setenv("COATI_EXT_SET", text)
+        assert f"{text}: wants section.key=value" in problems()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        "[" * 100_000,
+        '[["", "policy", ' + "[" * 10_000 + "]" * 10_000 + ', "x"]]',
+        '[["eos_pooling", "steps", ' + "9" * 5000 + ', "x"]]',
+        '{"abcd": 1}',
+        "[5]",
+        '["abcd"]',
+        '[[1, "policy", "strict", "x"]]',
+        '[["", ["policy"], "strict", "x"]]',
+        '[["", "policy", "strict", 3]]',
+        '[["COATI_EXT", "only", 5, "x"]]',
+        '[["COATI_EXT", "only", [5], "x"]]',
+        '[["", "policy", "strict"]]',
+    ],
+    ids=lambda rows: rows[:34],
+)
+def test_frozen_layers_of_other_types_are_named_too(monkeypatch, rows):
+    monkeypatch.setenv(FROZEN, base64.urlsafe_b64encode(rows.encode()).decode().rstrip("="))
+    told = problems()
+    assert f"{FROZEN}=" in told or "steps = <int" in told  # an old Python reads all digits
+    assert len(told) < 700
+
+
+def test_plugins_of_another_type_in_frozen_layers_are_told(monkeypatch):
+    rows = json.dumps([["", "plugins", [1, {}], "x"]]).encode()
+    monkeypatch.setenv(FROZEN, base64.urlsafe_b64encode(rows).decode())
+    assert "plugins = [1, {}]: wants a list of modules or .py files   (x, frozen)" in problems()
+    assert collect().plugins == []
+
+
+def test_what_cannot_be_handed_to_other_processes_is_told():
+    again = []
+    again.append(again)
+    for value in (again, {1: 1, "a": 2}, {(): 1}):
+        with pytest.raises(ConfigError, match="cannot be handed to other processes"):
+            freeze(collect({"eos_pooling": {"lam": [value]}}))
 
 
 def test_plugins_add_up_over_the_layers_and_remember_their_folder(monkeypatch, tmp_path):

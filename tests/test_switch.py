@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import shutil
+import signal
 import sys
 import textwrap
 from pathlib import Path
@@ -11,8 +13,11 @@ from pathlib import Path
 import pytest
 
 import coati_ext
+from coati_ext import switch
 from coati_ext.errors import AlreadyEnabledError, DisturbedError, RefusedError
+from coati_ext.launch import imports, watch
 from coati_ext.plan import make_plan
+from helpers.upstreams import forget_coati
 
 MODULES = ("coati.models", "coati.dataset", "coati.trainer")
 PATCHES = ("eos_pooling", "left_padding", "provenance", "rollout", "stable_losses")
@@ -327,6 +332,12 @@ def test_the_kill_switch_stops_enable(upstream, monkeypatch):
     assert attributes() == before
 
 
+def test_the_kill_switch_does_not_hide_what_is_on(upstream, monkeypatch):
+    report = coati_ext.enable()
+    monkeypatch.setenv("COATI_EXT", "0")
+    assert coati_ext.enable() == report
+
+
 def test_status_and_reports_are_values(upstream):
     off = coati_ext.status()
     assert all(row.state == "off" for row in off.patches)
@@ -367,3 +378,216 @@ def test_observers_see_each_applied_target(upstream, tmp_path):
     seen = sys.modules["coati_ext_plugin_watch"].seen
     assert len(seen) == [row.state for row in report.patches].count("applied")
     assert set(seen) <= {(name, "applied") for name in PATCHES}
+
+
+# --- modules that are executed again, and slots that are overwritten --------------------------
+
+
+def in_coati(report, state):
+    return [row for row in report.patches if row.state == state and row.target[:5] == "coati"]
+
+
+def test_a_module_that_is_reloaded_is_patched_again(upstream):
+    import_all()
+    before = coati_ext.enable()
+    for name in ("coati.models.loss", "coati.models.utils"):
+        importlib.reload(sys.modules[name])
+    import coati.models.loss
+
+    forward = coati.models.loss.LogExpLoss.forward
+    assert forward.__module__.startswith("coati_ext.")
+    report = coati_ext.status()
+    assert report == before == coati_ext.enable()
+    coati_ext.disable()
+    assert coati.models.loss.LogExpLoss.forward.__module__ == "coati.models.loss"
+
+
+def test_a_purged_coati_is_patched_when_it_is_imported_again(upstream):
+    import_all()
+    first = coati_ext.enable()
+    old = sys.modules["coati.models.loss"].LogExpLoss
+    forget_coati()
+    assert in_coati(coati_ext.status(), "applied") == []
+    import_all()
+    assert sys.modules["coati.models.loss"].LogExpLoss is not old
+    report = coati_ext.status()
+    assert report.patches == first.patches
+    coati_ext.disable()
+    for loss in (old, sys.modules["coati.models.loss"].LogExpLoss):  # models of both may live
+        assert loss.forward.__module__ == "coati.models.loss"
+
+
+def test_a_reload_of_edited_source_is_stopped_and_undoes_all(upstream, tmp_path, monkeypatch):
+    folder = tmp_path / "edited"
+    shutil.copytree(str(upstream.package), str(folder / "coati"))
+    forget_coati()
+    monkeypatch.syspath_prepend(str(folder))
+    import_all()
+    coati_ext.enable()
+    import coati.models.loss
+
+    file = folder / "coati" / "models" / "loss.py"
+    file.write_text("# edited\n" + file.read_text())
+    with pytest.raises(RefusedError, match=r"coati\.models\.loss:"):
+        importlib.reload(coati.models.loss)
+    import coati.models
+
+    assert coati.models.RewardModel.forward.__module__.startswith("coati.models")
+    assert not in_coati(coati_ext.status(), "applied")
+    with pytest.raises(RefusedError):
+        coati_ext.enable()
+    coati_ext.disable()
+    assert coati_ext.enable().digest  # the plan reads what is there now
+
+
+def test_a_reload_that_fails_half_way_undoes_all(upstream, monkeypatch):
+    import_all()
+    coati_ext.enable()
+    import coati.models
+    import coati.models.loss
+
+    def broken(self, module):
+        exec(self.get_code(module.__name__), vars(module))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(type(coati.models.loss.__loader__), "exec_module", broken)
+        with pytest.raises(KeyboardInterrupt):
+            importlib.reload(coati.models.loss)
+    assert coati.models.RewardModel.forward.__module__.startswith("coati.models")
+    assert not in_coati(coati_ext.status(), "applied")
+    assert in_coati(coati_ext.enable(), "applied")
+
+
+@pytest.mark.parametrize("how", ["upstream's", "a user's"])
+def test_a_slot_that_was_overwritten_is_not_applied(upstream, how):
+    import_all()
+    from coati.models import LogExpLoss
+
+    theirs = vars(LogExpLoss)["forward"] if how == "upstream's" else lambda self, a, b: a
+    coati_ext.enable()
+    digest = switch._session.word()
+    ours = vars(LogExpLoss)["forward"]
+    LogExpLoss.forward = theirs
+    (row,) = in_coati(coati_ext.status(), "refused")
+    assert row.target == "coati.models.loss:LogExpLoss.forward"
+    assert row.reason.startswith("overwritten: it is now ")
+    assert switch._session.word() == f"{digest} without {row.target}"
+    if how == "upstream's":
+        assert not in_coati(coati_ext.enable(), "refused")  # patched again
+        assert vars(LogExpLoss)["forward"] is ours
+    else:
+        with pytest.raises(RefusedError, match="was already changed by something else"):
+            coati_ext.enable()
+        with pytest.raises(DisturbedError):
+            coati_ext.disable()
+        assert in_coati(coati_ext.status(), "applied")
+        LogExpLoss.forward = ours
+    assert not in_coati(coati_ext.status(), "refused")
+    assert switch._session.word() == digest
+
+
+def test_a_patch_within_somebody_elses_wrapper_is_applied_and_noted(upstream):
+    import wrapt
+
+    import_all()
+    from coati.models import LogExpLoss
+
+    report = coati_ext.enable()
+    ours = vars(LogExpLoss)["forward"]
+    wrapt.wrap_function_wrapper(LogExpLoss, "forward", lambda wrapped, _, args, __: wrapped(*args))
+    now = coati_ext.status()
+    assert now.patches == report.patches
+    (note,) = set(now.notes) - set(report.notes)
+    assert note.startswith("coati.models.loss:LogExpLoss.forward is wrapped by a ")
+    assert coati_ext.enable() == now
+    LogExpLoss.forward = ours
+
+
+# --- interrupts, and who is asked -------------------------------------------------------------
+
+
+def test_a_failed_session_stops_every_later_import_until_disable(upstream, monkeypatch):
+    coati_ext.enable()
+    import coati.models
+
+    def fail(steps, modules):
+        raise OSError("no disk")
+
+    with monkeypatch.context() as context:
+        context.setattr(switch, "writes_for", fail)
+        with pytest.raises(RefusedError, match="OSError: no disk"):
+            import coati.dataset
+    for name in ("coati.dataset", "coati.trainer", "coati.experience_maker"):
+        with pytest.raises(RefusedError, match="OSError: no disk"):
+            importlib.import_module(name)
+    assert coati.models.RewardModel.forward.__module__.startswith("coati.models")
+    assert {row.state for row in coati_ext.status().patches} <= {"refused", "already upstream"}
+    with pytest.raises(RefusedError, match="no disk"):
+        coati_ext.enable()
+    coati_ext.disable()
+    import_all()
+
+
+def test_an_interrupted_session_stops_imports_and_can_be_enabled_again(upstream, monkeypatch):
+    coati_ext.enable()
+    with monkeypatch.context() as context:
+        context.setattr(switch, "write_all", lambda writes, ledger: signal.raise_signal(2))
+        with pytest.raises(KeyboardInterrupt):
+            import_all()
+    with pytest.raises(RefusedError, match="patching was interrupted"):
+        import_all()
+    assert "applied" not in {row.state for row in coati_ext.status().patches}
+    coati_ext.enable()
+    import_all()
+    assert not {"off", "refused", "pending"} & set(states(coati_ext.status()).values())
+
+
+def test_a_plugin_may_import_coati_at_its_top(upstream, monkeypatch):
+    """While the plan is made, under the flag or not: what it imports is patched with the rest."""
+    Path("early.py").write_text(
+        "import coati.models\nfrom coati_ext import hookimpl\n\n"
+        "@hookimpl\ndef patch_applied(row):\n    import coati_ext\n    coati_ext.status()\n"
+    )
+    monkeypatch.setenv("COATI_EXT", "1")
+    monkeypatch.setenv("COATI_EXT_SET", "plugins=./early.py")
+    watch.activate()
+    import coati.models
+
+    assert coati.models.RewardModel.forward.__module__.startswith("coati_ext.")
+    import_all()
+    assert not {"off", "refused", "pending"} & set(states(coati_ext.status()).values())
+
+
+def test_enabling_while_a_target_is_being_imported_is_refused(upstream, tmp_path, monkeypatch):
+    folder = tmp_path / "edited"
+    shutil.copytree(str(upstream.package), str(folder / "coati"))
+    forget_coati()
+    monkeypatch.syspath_prepend(str(folder))
+    file = folder / "coati" / "models" / "loss.py"
+    file.write_text(file.read_text() + "\nimport coati_ext\ncoati_ext.enable()\n")
+    with pytest.raises(RefusedError, match="loss is being imported right now"):
+        importlib.import_module("coati.models")
+    assert all(row.state == "off" for row in coati_ext.status().patches)
+
+
+def test_imports_are_as_they_were_after_disable_and_after_a_block(upstream, monkeypatch):
+    importlib_ = sys.modules["_frozen_importlib"]
+    plain = importlib_._find_spec
+    coati_ext.enable()
+    assert importlib_._find_spec is not plain
+    coati_ext.disable()
+    assert importlib_._find_spec is plain
+    monkeypatch.setenv("COATI_EXT", "1")
+    watch.activate()
+    guard = imports.guard()
+    with coati_ext.applied():
+        assert imports.guard() is not guard
+    assert imports.guard() is guard  # the flag still asks for patches
+    import coati.models
+
+    assert coati.models.RewardModel.forward.__module__.startswith("coati_ext.")
+    coati_ext.disable()
+    forget_coati()
+    import_all()  # switched off by hand
+    assert coati_ext.status().patches[0].state == "off"

@@ -2,8 +2,9 @@
 
 A stamp is stored in one of two places. In the ``_metadata`` of a state dict it survives
 ``torch.save`` and ``load_state_dict`` and adds no key. Formats without metadata (safetensors,
-shards) get a file beside the checkpoint. That file records a seal (size and sampled hash) of the
-weights, so that it is ignored if the weights have changed.
+shards) get a file beside the checkpoint. That file records the seals of the weights (``seal``), so
+that it is ignored if they have changed. Both carry a checksum of themselves, which those of 0.3.0
+lack.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from inspect import signature
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Tuple
 
-from coati_ext.checkpoints import atomic
-from coati_ext.errors import StampError
+from coati_ext._files import read_text
+from coati_ext._json import parse_json
+from coati_ext.checkpoints import atomic, seal
+from coati_ext.errors import StampError, shown
 
 KEY = "coati_ext"
 FILE = "coati_ext.stamp.json"
@@ -27,9 +30,11 @@ EOS = "eos"
 MEAN_POOLED = "mean over all columns"
 FRAME = {"padding": "left", "position_ids": "from the mask"}
 """Padding and position ids of rows in a frame, the left-padded batch layout."""
-_WEIGHTS = (".bin", ".pt", ".pth", ".safetensors", ".index.json")
-_BLOCK = 1 << 16
-_BLOCKS = 64
+_CHECKSUM = "checksum"
+_WITHOUT_CHECKSUM = ("0.3.0",)
+"""The releases whose stamps have none."""
+_MOST = 1 << 24
+"""Bytes of a stamp file, which has a line for each file of weights."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,13 @@ class Stamp:
         """
         names = {item.name for item in fields(cls)}
         if not isinstance(content, Mapping) or not names <= set(content):
-            raise _corrupt(source, f"expected {sorted(names)}, found {content!r}"[:300])
+            raise _corrupt(source, f"expected {', '.join(sorted(names))}, found {shown(content)}")
         values = {name: content[name] for name in names}
         end_token = values["end_token"]
         texts = [value for name, value in values.items() if name != "end_token"]
-        if not all(isinstance(text, str) for text in texts) or not (
-            end_token is None or isinstance(end_token, int)
-        ):
-            raise _corrupt(source, f"a value of another type in {values!r}"[:300])
+        number = isinstance(end_token, int) and not isinstance(end_token, bool)
+        if not all(isinstance(text, str) for text in texts) or not (end_token is None or number):
+            raise _corrupt(source, f"a value of another type in {shown(values)}")
         return cls(**values)
 
     def differences(self, other: Stamp) -> List[str]:
@@ -131,7 +135,7 @@ def put(state_dict: Any, stamp: Stamp, prefix: str = "") -> None:
     """
     if not hasattr(state_dict, "_metadata"):
         state_dict._metadata = {}
-    state_dict._metadata.setdefault(prefix, {})[KEY] = stamp.as_dict()
+    state_dict._metadata.setdefault(prefix, {})[KEY] = _signed(stamp.as_dict())
 
 
 def of_metadata(metadata: Mapping[str, Any], source: str) -> Optional[Stamp]:
@@ -140,19 +144,19 @@ def of_metadata(metadata: Mapping[str, Any], source: str) -> Optional[Stamp]:
     Raises:
         StampError: it is corrupt.
     """
-    return Stamp.from_dict(metadata[KEY], source) if KEY in metadata else None
+    return _checked(metadata[KEY], source) if KEY in metadata else None
 
 
 def remove(checkpoint: Path) -> None:
     """Delete the stamp file of a checkpoint before its weights are overwritten."""
     for file in (checkpoint / FILE, _file_beside(checkpoint)):
-        if file.is_file():
+        if file.is_file() or file.is_symlink():
             file.unlink()
 
 
 def traces(checkpoint: Path) -> Dict[str, Tuple[int, int]]:
     """Size and modification time of each weight file, to detect whether it was rewritten."""
-    states = {file.name: file.stat() for file in _weights(checkpoint)}
+    states = {file.name: file.stat() for file in seal.weights_of(checkpoint)}
     return {name: (state.st_size, state.st_mtime_ns) for name, state in states.items()}
 
 
@@ -163,13 +167,13 @@ def write(checkpoint: Path, stamp: Stamp) -> None:
         checkpoint: a file of weights, or a folder of them.
         stamp: what to write.
     """
-    content = {**stamp.as_dict(), "weights": _seals(checkpoint)}
-    text = json.dumps(content, indent=2) + "\n"
+    seals = seal.seals_of(seal.weights_of(checkpoint))
+    text = json.dumps(_signed({**stamp.as_dict(), "weights": seals}), indent=2) + "\n"
     atomic.put(_home(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
-    """The stamp of a checkpoint, or ``None`` and why there is none.
+    """The stamp of a checkpoint, or ``None``, and what is to be said of it or why there is none.
 
     Args:
         checkpoint: a file of weights, a folder of them, or the index in that folder.
@@ -180,22 +184,75 @@ def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
     if checkpoint.name.endswith(".index.json"):
         checkpoint = checkpoint.parent
     file = _home(checkpoint)
-    why = "it carries no stamp"
-    if file.is_file():
+    try:
+        text = read_text(file, _MOST)
+    except FileNotFoundError:
+        inside = _inside(checkpoint)
+        return inside, "it carries no stamp" if inside is None else ""
+    except ValueError as error:
+        raise _corrupt(str(file), str(error)) from error
+    stamp, seals = _parsed(text, str(file))
+    if seal.fit(seals, seal.weights_of(checkpoint)):
+        return stamp, _SAMPLED_SEAL if seal.sampled(seals) else ""
+    # Other weights may have been saved over those, with a stamp inside. If it is the same stamp,
+    # the weights may as well have been altered.
+    inside = _inside(checkpoint)
+    if inside is not None and inside != stamp:
+        return inside, ""
+    return None, f"{file} is the stamp of other weights"
+
+
+_SAMPLED_SEAL = (
+    "its stamp was sealed by coati-ext 0.3.0, which hashed samples of the weights: changes between "
+    "them go unnoticed, until it is saved again"
+)
+
+
+def _parsed(text: str, source: str) -> Tuple[Stamp, Dict[str, str]]:
+    """The stamp and the seals in the text of a stamp file."""
+    try:
+        content = parse_json(text)
+    except ValueError as error:
+        raise _corrupt(source, str(error)) from error
+    stamp = _checked(content, source)
+    seals = content.get("weights")
+    texts = isinstance(seals, dict) and all(isinstance(item, str) for item in seals.values())
+    if not texts or not seal.known(seals):
+        raise _corrupt(source, f"it seals no weights: {shown(seals)}")
+    if not seal.sampled(seals) and _CHECKSUM not in content:
+        raise _corrupt(source, "its checksum is missing")
+    return stamp, seals
+
+
+def _signed(content: Dict[str, Any]) -> Dict[str, Any]:
+    return {**content, _CHECKSUM: _sum(content)}
+
+
+def _sum(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _checked(content: object, source: str) -> Stamp:
+    """The stamp in its stored form, whose checksum is right; old ones have none."""
+    stamp = Stamp.from_dict(content, source)
+    assert isinstance(content, Mapping)
+    rest = {key: value for key, value in content.items() if key != _CHECKSUM}
+    if _CHECKSUM in content:
         try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:  # invalid JSON or UTF-8
-            raise _corrupt(str(file), str(error)) from error
-        stamp = Stamp.from_dict(content, str(file))
-        if content.get("weights") == _seals(checkpoint):
-            return stamp, ""
-        why = f"{file} is the stamp of other weights"
-    return (_inside(checkpoint), why) if checkpoint.is_file() else (None, why)
+            right = content[_CHECKSUM] == _sum(rest)
+        except (ValueError, TypeError, RecursionError):  # no content of ours
+            right = False
+        if not right:
+            raise _corrupt(source, "its checksum is that of another stamp")
+    elif stamp.version not in _WITHOUT_CHECKSUM or not set(rest) <= {*stamp.as_dict(), "weights"}:
+        raise _corrupt(source, "its checksum is missing")
+    return stamp
 
 
 def _inside(file: Path) -> Optional[Stamp]:
     """The stamp in the metadata of a state dict saved by ``torch.save``, or ``None``."""
-    if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors" or not file.is_file():
         return None
     import torch
 
@@ -205,8 +262,9 @@ def _inside(file: Path) -> Optional[Stamp]:
         content = torch.load(str(file), map_location="cpu", weights_only=True, **mapped)
     except Exception:  # loading the weights will raise a clearer error
         return None
-    metadata: Mapping[str, Any] = getattr(content, "_metadata", {})
-    stamps = [of_metadata(item, str(file)) for item in metadata.values()]
+    metadata = getattr(content, "_metadata", {})
+    entries = list(metadata.values()) if isinstance(metadata, Mapping) else []
+    stamps = [of_metadata(item, str(file)) for item in entries if isinstance(item, Mapping)]
     return next((stamp for stamp in stamps if stamp is not None), None)
 
 
@@ -216,29 +274,6 @@ def _home(checkpoint: Path) -> Path:
 
 def _file_beside(checkpoint: Path) -> Path:
     return checkpoint.with_name(f"{checkpoint.name}.{FILE}")
-
-
-def _seals(checkpoint: Path) -> Dict[str, str]:
-    """For each weight file, its size and a hash of blocks sampled from the whole file."""
-    return {file.name: _seal(file) for file in _weights(checkpoint)}
-
-
-def _weights(checkpoint: Path) -> List[Path]:
-    if checkpoint.is_dir():
-        return sorted(file for file in checkpoint.iterdir() if file.name.endswith(_WEIGHTS))
-    return [checkpoint] if checkpoint.is_file() else []
-
-
-def _seal(file: Path) -> str:
-    size = file.stat().st_size
-    last = max(0, size - _BLOCK)
-    starts = sorted({last * part // (_BLOCKS - 1) for part in range(_BLOCKS)})
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        for start in starts:
-            stream.seek(start)
-            digest.update(stream.read(_BLOCK))
-    return f"{size}-{digest.hexdigest()[:16]}"
 
 
 def _corrupt(source: str, what: str) -> StampError:

@@ -8,26 +8,60 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import re
 import sys
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
+from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
 from coati_ext.cli import demo, doctor, migrate, read, run
-from coati_ext.errors import CoatiExtError
+from coati_ext.cli.folder import on_path
+from coati_ext.errors import CoatiExtError, nearest
 
 Facts = Dict[str, Any]
 Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
+LOOKS = (  # they make a plan only to show it
+    doctor.facts,
+    read.list_facts,
+    read.plan_facts,
+    read.explain_facts,
+    read.diff_facts,
+    read.config_facts,
+    read.plugins_facts,
+)
+
+
+START = """\
+coati-ext repairs coati's RLHF maths at run time. Where to start:
+
+  coati-ext doctor              what is wrong with the coati here, and what to type next
+  coati-ext demo                what the patches do, on a tiny model; needs no coati
+  coati-ext run -- COMMAND ...  a training command with the patches on
+  coati-ext --help              all commands"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Also names the command that may have been meant."""
+
+    def error(self, message: str) -> NoReturn:
+        told = re.search(r"invalid choice: '(.*?)' \(.*?choose from (.*)\)", message)
+        hint = nearest(told.group(1), re.findall(r"[\w-]+", told.group(2))) if told else ""
+        super().error(message + hint)
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
     """Run the command line and return its exit status."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does, to find a coati or plugin in this folder
     options = _parser().parse_args(arguments)
+    if options.command is None:
+        print(START, file=sys.stderr)
+        return 2
+    json_only = getattr(options, "json", False)
     try:
-        status, facts = options.command(options)
+        with on_path(), _printing_to_stderr() if json_only else nullcontext():
+            status, facts = options.command(options)
     except CoatiExtError as error:
-        if getattr(options, "json", False):
+        if json_only:
             print(json.dumps({"error": type(error).__name__, "message": str(error)}, indent=2))
         else:
             print(f"coati-ext: {error}", file=sys.stderr)
@@ -35,21 +69,37 @@ def main(arguments: Optional[List[str]] = None) -> int:
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         sys.stderr.close()
         return 0
-    if getattr(options, "json", False):
+    if json_only:
         print(json.dumps(facts, indent=2))
     elif options.view is not None:
         options.view(facts)
     return int(status)
 
 
+@contextmanager
+def _printing_to_stderr() -> Iterator[None]:
+    """Let what plugins and their child processes print go to standard error."""
+    sys.stdout.flush()
+    standard = os.dup(1)
+    with suppress(OSError):  # without a standard error, what Python prints is kept back
+        os.dup2(2, 1)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(standard, 1)
+        os.close(standard)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="coati-ext",
         description="Repairs coati's RLHF maths at run time. Start with: coati-ext doctor",
         epilog="exit status: 0 fine, 1 refused or unfit, 2 wrong use",
     )
     parser.add_argument("--version", action="version", version=f"coati-ext {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
 
     def add(
         name: str, help: str, command: Command, view: Optional[Callable[[Facts], None]]
@@ -58,6 +108,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command, view=view)
         if view is not None:
             sub.add_argument("--json", action="store_true", help="print the facts as JSON")
+        if command in LOOKS:
+            told = "run no plugin, and show each as not loaded"
+            sub.add_argument("--no-plugins", action="store_true", help=told)
         return sub
 
     sub = add("doctor", "what is wrong here and what would be right", doctor.facts, doctor.view)

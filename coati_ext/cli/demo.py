@@ -54,7 +54,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
                 "coati_ext.cli.demo_script",
                 *map(str, arguments),
                 flag=flag,
-                paths=[path],
+                coati=path,
                 folder=folder,
             )
         results.append({"flag": flag, **run})
@@ -69,13 +69,13 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
 
 
 def _coati(options: Namespace) -> Tuple[str, str, str]:
-    """A description of the coati used, its generation, and a path to add to ``sys.path``."""
+    """A description of the coati used, its generation, and the folder that it is in."""
     from coati_ext.testing import standin
 
     if not options.generation:
         try:
             coati = find_coati()
-            return f"The coati at {coati.root}", coati.generation, ""
+            return f"The coati at {coati.root}", coati.generation, str(coati.root.parent)
         except CoatiNotFoundError:
             options.generation = "G4"
     words = "No coati of yours, but coati-ext's own stand-in for one, which has upstream's defects"

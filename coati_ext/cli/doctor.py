@@ -1,4 +1,7 @@
-"""``coati-ext doctor``: check installation and compatibility; ``--live`` measures the defects."""
+"""``coati-ext doctor``: check installation and compatibility; ``--live`` measures the defects.
+
+It begins with a verdict and with what to type next.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,31 @@ import os
 import shutil
 import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
 import coati_ext
 from coati_ext import __version__
 from coati_ext.cli.child import run_module
-from coati_ext.cli.read import plan_facts, plan_view
+from coati_ext.cli.read import flag_text, plan_facts, plan_view
 from coati_ext.cli.screen import table, write
+from coati_ext.errors import ConfigError
 from coati_ext.launch import installation
 from coati_ext.launch.flag import says_off
-from coati_ext.report import REFUSED
+from coati_ext.report import PENDING, REFUSED
 
 Facts = Dict[str, Any]
 LAUNCHERS = ("torchrun", "colossalai")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
-    """The state of the installation, of coati, of the plan and, with ``--live``, of the defects."""
+    """The state of the installation, of coati, of the plan and, with ``--live``, of the defects.
+
+    Raises:
+        ConfigError: ``--live`` runs what ``--no-plugins`` must not run.
+    """
+    if options.live and options.no_plugins:
+        raise ConfigError("--live measures with the plugins on: leave out --no-plugins or --live")
     status, plan = plan_facts(options)
     file = installation.startup_file()
     found: Facts = {
@@ -67,28 +78,96 @@ def _launchers() -> List[Facts]:
 
 
 def _verdict(found: Facts) -> Tuple[str, str]:
+    """What is wrong here, and what to type next."""
     plan = found["plan"]
-    if plan["broken_plugins"]:
-        return "a plugin is broken; a training run would refuse to start", "coati-ext plugins"
+    for name, error in plan["broken_plugins"].items():
+        told = f"REFUSED, nothing patched. Plugin {name} is broken: {error.splitlines()[0]}"
+        return told, "mend it, or take it out of `plugins` (coati-ext plugins shows where it is)"
+    if plan["chatgpt"]:
+        told = "NOT SUPPORTED. Here is chatgpt, the predecessor of coati (ColossalAI before v0.2.8)"
+        return told, "update ColossalAI to v0.2.8 or later"
     if not plan["generation"]:
-        return "there is no coati to patch here", "coati-ext demo"
+        told = f"NO COATI to patch. {plan['problem'].split(': ')[0]}"
+        return told, "put the folder that holds coati/ on PYTHONPATH | without one: coati-ext demo"
     if found["versions"]["torch"] is None:
-        return f"torch is not installed for {found['python']}", "pip install torch"
-    refused = [item["patch"] for item in plan["steps"] if item["state"] == REFUSED]
+        return f"NO TORCH for {found['python']}, without which no coati runs", "pip install torch"
+    refused = [item for item in [*plan["steps"], *plan["relies"]] if item["state"] == REFUSED]
     if refused:
-        return f"{refused[0]} does not fit this coati", f"coati-ext diff {refused[0]}"
-    if any(item["verdict"] != "right" for item in found.get("live", [])):
-        return "a defect remains with the patches on", "coati-ext doctor --live --json"
-    here = [gap for gap in found["gaps"] if gap["here"]]
-    if here:
-        return (
-            f"everything fits, but COATI_EXT=1 would arm no process, as {here[0]['why']}; "
-            "enable() in a script works",
-            here[0]["way_out"],
-        )
-    if not found["armed"]:
-        return "everything fits; the flag is off, so nothing is patched", "export COATI_EXT=1"
-    return "everything fits and the flag is on", "coati-ext run -- torchrun train.py"
+        return _refusal(refused, plan)
+    live = found.get("live", [])
+    left = [item for item in live if item["verdict"] != "right"]
+    if left:
+        told = f"DEFECTIVE. {len(left)} of {len(live)} bugs are not fixed by the patches, such as "
+        return f"{told}{left[0]['name']}: {left[0]['summary']}", "coati-ext doctor --live --json"
+    return _state(found, _measured(live) if live else _counted(plan))
+
+
+def _refusal(refused: List[Facts], plan: Facts) -> Tuple[str, str]:
+    first = refused[0]
+    edits = [item for item in plan["edits"] if item["target"] == first["target"]]
+    told = f"{_name(first)} does not fit {first['patch']}: {first['reason']}"
+    if edits:
+        place = f"{'/'.join(Path(edits[0]['file']).parts[-2:])}:{edits[0]['line']}"
+        told = f"{_name(first)} has your edit ({place}): {edits[0]['text']}"
+    more = len({item["target"] for item in refused}) - 1
+    names = sorted({item["patch"] for item in refused})
+    ways = ["keep it: COATI_EXT_SET=" + ",".join(f"{name}.enabled=false" for name in names)]
+    if plan["policy"] == "strict" and (edits or first in plan["relies"]):
+        verb = "overwrite" if edits else "accept"  # what a patch relies on stays as it is
+        ways.append(f"{verb} it: COATI_EXT_SET=policy=structural")
+    ways.append("no patches: COATI_EXT=0")
+    return f"REFUSED, nothing patched. {told}" + f" ({more} more below)" * bool(more), " | ".join(
+        ways
+    )
+
+
+def _state(found: Facts, bugs: str) -> Tuple[str, str]:
+    plan = found["plan"]
+    edits = {(_name(item), item["line"]): None for item in plan["edits"]}
+    lost = "".join(
+        f" Your edit of {name} at line {line} will be overwritten." for name, line in edits
+    )
+    away = [gap for gap in found["gaps"] if gap["here"]]
+    if away:
+        told = f"NOT PATCHED, and COATI_EXT=1 would patch no process: {away[0]['why']}. "
+        return told + bugs + lost, f"{away[0]['way_out']}, or call enable() in the script"
+    if found["armed"]:
+        told = f"READY. With {flag_text(found['flag'])}, importing coati switches the patches on. "
+        then = 'start training as usual; rank 0 logs "coati-ext: ...". Undo: unset COATI_EXT'
+        return told + bugs + lost, then
+    there = [item["name"] for item in found["launchers"] if item["file"] and not item["problem"]]
+    start = "torchrun" if "torchrun" in there else "python"
+    live = "" if "live" in found else "    (see the bugs first: coati-ext doctor --live, 2 min)"
+    return f"NOT PATCHED. {bugs}{lost}", f"COATI_EXT=1 {start} YOUR_SCRIPT.py{live}"
+
+
+def _name(item: Facts) -> str:
+    return str(item["target"].split(":")[1])
+
+
+def _counted(plan: Facts) -> str:
+    """How many bugs there are, and whether the functions that have them were recognised."""
+    waiting = {item["target"] for item in plan["steps"] if item["state"] == PENDING}
+    fixed = len({item["target"] for item in plan["steps"]} - waiting)
+    unknown = len({item["target"] for item in plan["edits"]} & waiting)
+    covered = sum(item["covered"] for item in plan["defects"])
+    some = "" if covered == len(plan["defects"]) else f", {covered} of them covered"
+    known = f"all {len(waiting)}" if not unknown else f"{len(waiting) - unknown} of {len(waiting)}"
+    return (
+        f"This coati ({plan['generation']}) has {len(plan['defects'])} known RLHF bugs{some}; "
+        f"{known} functions to patch were recognised"
+        + (f", and upstream has fixed {fixed} already." if fixed else ".")
+    )
+
+
+def _measured(live: List[Facts]) -> str:
+    shown = [item for item in live if item["verdict_before"] != "right"]
+    told = f"{len(shown)} of {len(live)} bugs reproduced here, {len(live)} right with patches on"
+    for item in shown:
+        if isinstance(item["before"], float):
+            off, on = _number(item["before"]), _number(item["after"])
+            return f"{told}. One, {item['name']}: {item['summary']}, {off} off and {on} on."
+    return f"{told}."
 
 
 def _measure() -> List[Facts]:
@@ -96,14 +175,23 @@ def _measure() -> List[Facts]:
     given = os.environ.get("COATI_EXT", "")
     off = run_module("coati_ext.cli.measure", "off", flag="0")
     on = run_module("coati_ext.cli.measure", "on", flag="" if says_off(given) else given)
-    before = {item["name"]: item["value"] for item in off}
-    return [{**item, "before": before[item["name"]], "after": item["value"]} for item in on]
+    before = {item["name"]: item for item in off}
+    return [
+        {
+            **item,
+            "before": before[item["name"]]["value"],
+            "after": item["value"],
+            "verdict_before": before[item["name"]]["verdict"],
+        }
+        for item in on
+    ]
 
 
 def view(found: Facts) -> None:
     """Print :func:`facts`."""
-    file, flag = found["startup_file"], found["flag"]
+    file = found["startup_file"]
     versions = [f"{name} {version or 'missing'}" for name, version in found["versions"].items()]
+    write(f"verdict: {found['verdict']}", f"next: {found['next']}", "")
     write(
         table(
             ["", ""],
@@ -111,11 +199,11 @@ def view(found: Facts) -> None:
                 ["coati-ext", f"{found['version']}, {found['install']} at {found['location']}"],
                 ["python", f"{found['python']}; {', '.join(versions)}"],
                 ["start-up file", file or "none in a site directory"],
-                ["  its line", found["startup_line"] or ""],
-                ["  why", found["startup_why"] or ""],
-                *[["not armed", f"{gap['what']}: {gap['why']}"] for gap in found["gaps"]],
+                *([["  its line", found["startup_line"]]] if file else []),
+                *([["  why", found["startup_why"]]] if file else []),
+                *[_gap_view(gap) for gap in found["gaps"]],
                 *[[item["name"], _launcher_view(item)] for item in found["launchers"]],
-                ["flag", f"COATI_EXT={flag}" if flag else "COATI_EXT is not set"],
+                ["flag", flag_text(found["flag"])],
             ],
         ),
         "",
@@ -123,13 +211,20 @@ def view(found: Facts) -> None:
     plan_view(found["plan"])
     if "live" in found:
         rows = [
-            [item["name"], item["patch"], item["summary"]]
-            + [_number(item[key]) for key in ("before", "after", "right")]
-            + [item["verdict"]]
+            [
+                *(item["name"], item["patch"], item["summary"]),
+                *(_number(item[key]) for key in ("before", "after", "right", "tolerance")),
+                item["verdict"],
+            ]
             for item in found["live"]
         ]
-        write("", table(["defect", "patch", "measured", "off", "on", "ideal", ""], rows))
-    write("", f"verdict: {found['verdict']}", f"next: {found['next']}")
+        write("", table(["defect", "patch", "measured", "off", "on", "ideal", "within", ""], rows))
+
+
+def _gap_view(gap: Facts) -> List[str]:
+    if gap["here"]:
+        return ["not patched", f"{gap['what']}: {gap['why']}"]
+    return ["note", f"{gap['what']} would not be patched: {gap['why']}"]
 
 
 def _launcher_view(item: Facts) -> str:
@@ -137,9 +232,12 @@ def _launcher_view(item: Facts) -> str:
         return "not on PATH"
     if item["python"] is None:
         return f"{item['file']}: cannot be told which Python runs it"
-    state = f"would not be patched: {item['problem']}" if item["problem"] else "armed by the flag"
+    state = (
+        f"would not be patched: {item['problem']}" if item["problem"] else "patched by COATI_EXT=1"
+    )
     return f"{item['file']}, under {item['python']}: {state}"
 
 
 def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """A number, or of an error its name; ``--json`` has its message."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value).split(":")[0]

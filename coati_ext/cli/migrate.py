@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Dict, Tuple
+from typing import Any, Dict, List, Tuple
 
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import ConfigError
@@ -56,7 +56,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         pretrained=options.pretrained,
         data=Path(options.data),
         output=Path(options.output),
-        tokenizer=options.tokenizer or options.pretrained,
+        tokenizer=options.tokenizer or "",
         max_length=options.max_length,
         batch_size=options.batch_size,
         held_out=options.held_out,
@@ -107,4 +107,22 @@ def view(found: Facts) -> None:
         ),
         "",
         f"Written to {found['output']}.",
+        "",
+        *_verdict(found["held_out_change"]),
     )
+
+
+def _verdict(change: Facts) -> List[str]:
+    """Whether the re-fitted head ranks pairs worse than the mean-pooled one, and what to do."""
+    told = (
+        f"Of the held-out pairs, {change['lost']} that were ranked right no longer are, and "
+        f"{change['won']} that were not now are: by chance, so many losses or more have a "
+        f"probability of {change['probability_by_chance']:.2g}."
+    )
+    if not change["worse"]:
+        return [f"{told} That is no sign of a loss."]
+    return [
+        f"{told} So the re-fitted head is worse than the mean-pooled one was.",
+        "Train it on before you use it: start the script that trains reward models from this "
+        "checkpoint, with COATI_EXT=1.",
+    ]

@@ -44,7 +44,7 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
     """
     command = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     if not command:
-        raise ConfigError("nothing to run: coati-ext run -- torchrun train.py")
+        raise ConfigError("nothing to run: coati-ext run -- python train.py")
     if shutil.which(command[0]) is None:
         raise ConfigError(f"no command {command[0]} on PATH")
     entries = _entries(options)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, Sequence
+import textwrap
+from dataclasses import dataclass
+from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 _COLOURS: Dict[str, str] = {
@@ -22,30 +24,77 @@ _COLOURS: Dict[str, str] = {
     "broken": "bold red",
     "wrong": "bold red",
     "missing": "yellow",
+    "not loaded": "yellow",
 }
 
 
+_GAP = "  "
+_INDENT = 4  # of what goes on below its row
+_ROOM = 24  # the narrowest column that the words of a last cell are wrapped in
+
+
 def console() -> Console:
-    """A console on standard output, 200 columns wide if that is not a terminal."""
-    screen = Console(highlight=False)
-    return screen if screen.is_terminal else Console(highlight=False, width=200)
+    """A console on standard output."""
+    return Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A borderless table, whose cells are never cut or broken, but for the words of the last."""
+
+    heads: Tuple[str, ...]
+    rows: Tuple[Tuple[str, ...], ...]
+
+    def lines(self, width: Optional[int]) -> Iterator[Text]:
+        """The lines, as wide as they are, or for a terminal of that many columns.
+
+        Where a row is too wide, its last cells go on below it.
+        """
+        rows = [self.heads, *self.rows] if any(self.heads) else [*self.rows]
+        if not rows:
+            return
+        widths = [max(map(cell_len, column)) for column in zip(*rows)]
+        last = len(widths) - 1
+        starts = [sum(widths[:number]) + len(_GAP) * number for number in range(len(widths))]
+        beside = width is None or width - starts[last] >= min(_ROOM, widths[last])
+        fit = last
+        if width is not None and not beside:
+            fit = sum(start + len(_GAP) + it <= width for start, it in zip(starts, widths[:last]))
+        for row in rows:
+            style = "bold" if row is self.heads else ""
+            line = Text()
+            for cell, size in zip(row[:fit], widths):
+                line.append(cell, style or _COLOURS.get(cell, ""))
+                line.append(" " * (size - cell_len(cell)) + _GAP)
+            # The heads of what goes on below would be over nothing.
+            below = [cell for cell in row[fit:] if cell and (beside or row is not self.heads)]
+            indent = starts[last] if beside else _INDENT
+            told = _wrapped(_GAP.join(below), None if width is None else width - indent)
+            if beside:
+                line.append(told[0], style or _COLOURS.get(told[0], ""))
+                told = told[1:]
+            line.rstrip()
+            yield line
+            yield from (Text(" " * indent + text, style) for text in told if text)
+
+
+def _wrapped(text: str, width: Optional[int]) -> List[str]:
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A borderless table in which states such as ``refused`` are coloured."""
-    grid = Table(box=None, pad_edge=False, header_style="bold")
-    for head in heads:
-        grid.add_column(head, overflow="fold")
-    for row in rows:
-        grid.add_row(*[Text(cell, style=_COLOURS.get(cell, "")) for cell in row])
-    return grid
+    """A table in which states such as ``refused`` are coloured; without heads if all are empty."""
+    return Table(tuple(heads), tuple(tuple(row) for row in rows))
 
 
 def write(*items: object) -> None:
     """Print texts and tables, without interpreting markup in texts."""
     screen = console()
     for item in items:
-        if isinstance(item, str):
-            screen.print(item, markup=False, soft_wrap=True)
+        if isinstance(item, Table):
+            for line in item.lines(screen.width if screen.is_terminal else None):
+                screen.print(line, soft_wrap=True)
         else:
-            screen.print(item)
+            screen.print(str(item), markup=False, soft_wrap=True)

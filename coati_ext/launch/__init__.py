@@ -1,8 +1,9 @@
 """Patch all processes of a job, and verify that all ranks have identical patches and settings.
 
-``flag`` parses ``COATI_EXT``, ``watch`` waits in every process for the first import of coati,
-``installation`` finds the processes that the start-up file does not reach, ``ray`` configures the
-workers of a Ray cluster, and ``rank_check`` compares the plans of all ranks.
+``flag`` parses ``COATI_EXT``, ``imports`` shows imports to a guard, ``watch`` is the guard that
+waits in every process for the first import of coati, ``installation`` finds the processes that the
+start-up file does not reach, ``ray`` configures the workers of a Ray cluster, and ``rank_check``
+compares the plans of all ranks.
 """
 
 from __future__ import annotations

@@ -24,9 +24,12 @@ import coati_ext
 STARTUP_FILES = ("coati_ext.start", "coati_ext.pth")
 PROBE_LIMIT = 60  # seconds
 
+# The working directory goes last: its files run in the job, but not where one only looks.
 _PROBE = """
-import importlib.util, json, sys
-armed = any(type(finder).__module__.startswith("coati_ext.") for finder in sys.meta_path)
+import sys
+sys.path[:] = [*filter(None, sys.path), ""]
+import importlib.util, json
+armed = "coati_ext.launch.watch" in sys.modules
 found = importlib.util.find_spec("coati_ext")
 if found: import coati_ext
 version = coati_ext.__version__ if found else None

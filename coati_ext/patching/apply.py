@@ -1,25 +1,32 @@
-"""Patch the imported modules in one transaction, and restore the original functions.
+"""Write replacements into imported modules, and give the original functions back.
 
-The ledger is the list of all writes in order. Undo replays it backwards; it never searches for
-patched functions and never reloads a module.
+The ledger lists every write of a session in order. A write is recorded before it is made, so that
+an interrupt at any point leaves a ledger from which everything can be given back. Which value a
+slot (an attribute of a module or class) gets back is read from the ledger and from what the slot
+holds now. So giving back can itself be interrupted, and done again.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import inspect
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from coati_ext.errors import DisturbedError, RefusedError
+from coati_ext.patching.source import Function, function_in
 from coati_ext.patching.steps import Step
 
 ABSENT = object()
-"""Marks an attribute that did not exist before the write."""
+"""Marks an attribute that does not exist."""
+_BARE = {"abstractmethod", "override"}
+"""Decorators that return the function itself."""
 
 
 @dataclass(frozen=True)
@@ -37,38 +44,31 @@ class Write:
         """Set the new value."""
         setattr(self.owner, self.name, self.new)
 
-    def undo(self) -> None:
-        """Restore the old value, or delete the attribute if there was none."""
-        if self.old is ABSENT:
-            delattr(self.owner, self.name)
-        else:
-            setattr(self.owner, self.name, self.old)
+    @property
+    def held(self) -> Any:
+        """What the attribute holds now, or ``ABSENT``."""
+        return vars(self.owner).get(self.name, ABSENT)
 
     @property
-    def in_place(self) -> bool:
-        """Whether the attribute still holds the new value."""
-        return vars(self.owner).get(self.name) is self.new
+    def in_force(self) -> bool:
+        """Whether calls reach the new value: it is in place, or wrapped by something later."""
+        return any(value is self.new for value in _unwrapped(self.held))
 
 
-def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[Write]:
-    """Apply steps whose modules are imported, in one transaction.
-
-    Every attribute is checked before the first write. If a write fails, the earlier ones are
-    undone.
+def writes_for(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[Write]:
+    """The writes that apply some steps whose modules are imported. Every attribute is checked.
 
     Args:
         steps: the steps to apply, in order.
         modules: the imported module of each step's target, by name.
 
-    Returns:
-        The ledger, in the order of writing.
-
     Raises:
         RefusedError: an attribute does not hold the upstream function of the plan.
     """
-    ledger: List[Write] = []
+    functions = [_ours(step) for step in steps]  # may run a user's code, so before the slots
+    writes: List[Write] = []
     held: Dict[Tuple[int, str], Any] = {}
-    for step in steps:
+    for step, ours in zip(steps, functions):
         owner, name = _slot(modules[step.site.module], step)
         if (id(owner), name) in held:
             old = original = held[id(owner), name]
@@ -76,42 +76,91 @@ def apply_steps(steps: Sequence[Step], modules: Dict[str, ModuleType]) -> List[W
             old, original = ABSENT, _inherited_function(owner, name, step)
         else:
             old = original = _upstream_function(owner, name, step)
-        new = _replacement(step, original)
-        ledger.append(Write(owner, name, old, new, step.site.target))
+        new = _replacement(step, ours, original)
+        writes.append(Write(owner, name, old, new, step.site.target))
         held[id(owner), name] = new
         if inspect.ismodule(owner):
-            ledger += _aliases(original, new, owner)
-    done: List[Write] = []
-    try:
-        for write in ledger:
-            write.do()
-            done.append(write)
-    except BaseException:
-        for write in reversed(done):
-            write.undo()
-        raise
-    return ledger
+            writes += _aliases(original, new, owner)
+    return writes
+
+
+def write_all(writes: Sequence[Write], ledger: List[Write]) -> None:
+    """Make some writes, each recorded in the ledger before it is made."""
+    for write in writes:
+        ledger.append(write)
+        write.do()
 
 
 def undo(ledger: Sequence[Write]) -> None:
-    """Undo every write, newest first.
+    """Give every written slot its old value back, newest first.
+
+    A slot that has it already is left alone, so this can be done again after an interrupt.
 
     Raises:
-        DisturbedError: an attribute was overwritten by something else; nothing is undone.
+        DisturbedError: a slot was overwritten by something else; nothing is undone.
     """
-    newest: Dict[Tuple[int, str], Write] = {(id(w.owner), w.name): w for w in ledger}
-    disturbed = [write for write in newest.values() if not write.in_place]
+    for owner, name, value in way_back(ledger):
+        give_back(owner, name, value)
+
+
+def way_back(ledger: Sequence[Write]) -> List[Tuple[Any, str, Any]]:
+    """Owner, name and old value of every slot that :func:`give_back` has to restore.
+
+    Raises:
+        DisturbedError: a slot holds neither ours nor upstream's function.
+    """
+    slots: Dict[Tuple[int, str], List[Write]] = {}
+    for write in ledger:
+        slots.setdefault((id(write.owner), write.name), []).append(write)
+    back = []
+    disturbed = []
+    for writes in reversed(list(slots.values())):
+        last = writes[-1]
+        ours = {id(write.new): write.old for write in writes}
+        originals = [write.old for write in writes if id(write.old) not in ours]
+        value = last.held
+        while id(value) in ours:  # the patches of one function are stacked
+            value = ours.pop(id(value))
+        if value is not last.held:
+            back.append((last.owner, last.name, value))
+        elif not any(_same(value, original) for original in originals):
+            disturbed.append(f"{last.where} (now {described(value)})")
     if disturbed:
-        told = ", ".join(
-            f"{write.where} (now {_described(vars(write.owner).get(write.name))})"
-            for write in disturbed
-        )
         raise DisturbedError(
-            f"cannot undo: something else has since written to {told}. Undo that first; "
-            "nothing was undone"
+            f"cannot undo: something else has since written to {', '.join(reversed(disturbed))}. "
+            "Undo that first; nothing was undone"
         )
-    for write in reversed(ledger):
-        write.undo()
+    return back
+
+
+def give_back(owner: Any, name: str, value: Any) -> None:
+    """Set an attribute to its old value, or delete it if it did not exist."""
+    if value is ABSENT:
+        delattr(owner, name)
+    else:
+        setattr(owner, name, value)
+
+
+def written(step: Step, ledger: Sequence[Write]) -> Optional[Write]:
+    """The last write to a step's slot, if there was one since its module was executed."""
+    *owners, name = step.site.qualname.split(".")
+    owner: Any = sys.modules.get(step.site.module)
+    for part in owners:
+        owner = getattr(owner, "__dict__", {}).get(part)
+    found = [write for write in ledger if write.owner is owner and write.name == name]
+    return found[-1] if found else None
+
+
+def described(value: object) -> str:
+    """A value for a message: a function by its name, file and line."""
+    if value is ABSENT:
+        return "absent"
+    code = getattr(value, "__code__", None)
+    if code is None:
+        return f"{value!r}"
+    kind = "" if type(value) is FunctionType else f"a {type(value).__name__} around "
+    name = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', '?')}"
+    return f"{kind}{name} from {code.co_filename}, line {code.co_firstlineno}"
 
 
 def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
@@ -132,18 +181,43 @@ def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
 def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
     """The attribute's value, checked to be the function whose source the plan has read."""
     value = vars(owner)[name]
-    function = value
-    if step.function is not None and step.function.node.decorator_list:
-        function = inspect.unwrap(value)
-    code = getattr(function, "__code__", None)
-    if not isinstance(function, FunctionType) or code is None:
-        raise RefusedError(_foreign(step, value))
     assert step.function is not None
+    *wrappers, function = _unwrapped(value)
+    # Proxies pretend to be what they wrap, and have its __code__ too. Only type() tells.
+    if type(function) is not FunctionType or len(wrappers) > _wrapping(step.function):
+        raise RefusedError(_foreign(step, value))
+    code = function.__code__
     # A loader may have compiled the module under a relative path or a symbolic link.
     same_file = os.path.realpath(code.co_filename) == os.path.realpath(step.function.file)
     if not same_file or code.co_firstlineno != step.function.line:
         raise RefusedError(_foreign(step, value))
+    source = function_in(Path(step.function.file), step.site.qualname)
+    if source != step.function and (source is None or source.fingerprint != step.fingerprint):
+        raise RefusedError(
+            f"{step.patch}: {step.site.target} was edited in {step.function.file} after the plan "
+            "was made: call coati_ext.disable() and then enable()"
+        )
     return value  # type: ignore[no-any-return]
+
+
+def _unwrapped(value: Any) -> List[Any]:
+    """A value, what it says that it wraps, and so on."""
+    layers = [value]
+    while len(layers) < 100:  # a mock has any attribute, without end
+        inner = getattr(layers[-1], "__wrapped__", None)
+        if inner is None:
+            break
+        layers.append(inner)
+    return layers
+
+
+def _wrapping(function: Function) -> int:
+    """How many of a function's decorators may return something that wraps it."""
+    names = [
+        item.attr if isinstance(item, ast.Attribute) else getattr(item, "id", "")
+        for item in function.node.decorator_list
+    ]
+    return sum(name not in _BARE for name in names)
 
 
 def _inherited_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
@@ -153,25 +227,33 @@ def _inherited_function(owner: Any, name: str, step: Step) -> Callable[..., Any]
     return getattr(owner, name)  # type: ignore[no-any-return]
 
 
+def _same(value: Any, old: Any) -> bool:
+    """Whether a value is the old one, or the same code executed again."""
+    if value is old:
+        return True
+    both = [_unwrapped(value), _unwrapped(old)]
+    return all(type(item) is FunctionType for layers in both for item in layers) and (
+        [item.__code__ for item in both[0]] == [item.__code__ for item in both[1]]
+    )
+
+
 def _foreign(step: Step, value: object) -> str:
     return (
         f"{step.patch}: {step.site.target} was already changed by something else: it is now "
-        f"{_described(value)}. Undo that patch, enable coati-ext before it, or leave this one out "
+        f"{described(value)}. Undo that patch, enable coati-ext before it, or leave this one out "
         f"(COATI_EXT_SET={step.patch}.enabled=false); nothing was patched"
     )
 
 
-def _described(value: object) -> str:
-    code = getattr(value, "__code__", None)
-    if code is None:
-        return f"{value!r}"
-    name = f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', '?')}"
-    return f"{name} from {code.co_filename}, line {code.co_firstlineno}"
-
-
-def _replacement(step: Step, original: Callable[..., Any]) -> Callable[..., Any]:
+def _ours(step: Step) -> Callable[..., Any]:
     module, name = step.site.new.split(":")
-    new: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    ours: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return ours
+
+
+def _replacement(
+    step: Step, new: Callable[..., Any], original: Callable[..., Any]
+) -> Callable[..., Any]:
     if step.site.mode == "replace":
         # Not functools.wraps: inspect.getsource would then show upstream's source. __name__ must be
         # upstream's, because a bound method is pickled as its instance and that name.
@@ -186,13 +268,13 @@ def _replacement(step: Step, original: Callable[..., Any]) -> Callable[..., Any]
     return wrapper
 
 
-def _aliases(original: object, new: object, home: ModuleType) -> List[Write]:
+def _aliases(original: object, new: object, home: ModuleType) -> Iterator[Write]:
     """Writes for the names in other coati modules (``from x import f``) that hold the original."""
-    writes = []
-    for module_name, module in sorted(sys.modules.items()):
-        if module_name.split(".")[0] != "coati" or module is home or module is None:
+    names = [name for name in list(sys.modules) if f"{name}.".startswith("coati.")]
+    for module_name in sorted(names):
+        module = sys.modules[module_name]
+        if module is home or module is None:
             continue
         for name, value in list(vars(module).items()):
             if value is original:
-                writes.append(Write(module, name, original, new, f"{module_name}:{name}"))
-    return writes
+                yield Write(module, name, original, new, f"{module_name}:{name}")

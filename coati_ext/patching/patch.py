@@ -1,4 +1,4 @@
-"""Patches as data: which upstream functions a patch changes, and which code it was written for."""
+"""Patches as data: which upstream functions a patch changes or relies on, and of which code."""
 
 from __future__ import annotations
 
@@ -11,8 +11,35 @@ to 0.4.7, G4 from 0.4.8."""
 MODES = ("replace", "wrap", "extend")
 
 
+class _Upstream:
+    """One upstream function."""
+
+    target: str
+    generations: Tuple[str, ...]
+
+    @property
+    def module(self) -> str:
+        """The upstream module that defines the target."""
+        return self.target.split(":")[0]
+
+    @property
+    def qualname(self) -> str:
+        """The target's name within its module."""
+        return self.target.split(":")[1]
+
+    def _require_form(self, *names: str) -> None:
+        for name in names:
+            if name.count(":") != 1 or not all(name.split(":")):
+                raise ValueError(f"{name!r} is not of the form 'module:Qualified.name'")
+        unknown = [name for name in self.generations if name not in GENERATIONS]
+        if unknown or not self.generations:
+            raise ValueError(
+                f"generations {self.generations!r} of {self.target}: expected some of {GENERATIONS}"
+            )
+
+
 @dataclass(frozen=True)
-class Site:
+class Site(_Upstream):
     """One upstream function that a patch changes."""
 
     target: str
@@ -38,28 +65,36 @@ class Site:
     """Whether the target may be absent, as it is in some releases of these generations."""
 
     def __post_init__(self) -> None:
-        for name in (self.target, self.new):
-            if name.count(":") != 1 or not all(name.split(":")):
-                raise ValueError(f"{name!r} is not of the form 'module:Qualified.name'")
+        self._require_form(self.target, self.new)
         if self.mode not in MODES:
             raise ValueError(f"mode {self.mode!r} of {self.target} is not one of {MODES}")
         if self.takes and self.mode != "wrap":
             raise ValueError(f"{self.target}: only a wrap can rely on the signature alone")
-        unknown = [name for name in self.generations if name not in GENERATIONS]
-        if unknown or not self.generations:
-            raise ValueError(
-                f"generations {self.generations!r} of {self.target}: expected some of {GENERATIONS}"
-            )
 
-    @property
-    def module(self) -> str:
-        """The upstream module that defines the target."""
-        return self.target.split(":")[0]
 
-    @property
-    def qualname(self) -> str:
-        """The target's name within its module."""
-        return self.target.split(":")[1]
+@dataclass(frozen=True)
+class Reliance(_Upstream):
+    """One upstream function that runs with a patch and is left as it is.
+
+    An edited one is told in the report, by ``coati-ext plan`` and by a warning of ``enable()``.
+    """
+
+    target: str
+    """``module:Qualified.name`` of the upstream function."""
+    generations: Tuple[str, ...]
+    """The generations in which the patch relies on it."""
+    why: str
+    """What it does that the patch needs, such as "samples the answers"."""
+    refuse: bool = False
+    """Whether an edit is refused unless ``policy = "structural"``: for code whose edit could change
+    what is learnt without a sign."""
+    fits: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints of the variants that the patch was written with, by label."""
+    optional: bool = False
+    """Whether the target may be absent, as it is in some releases of these generations."""
+
+    def __post_init__(self) -> None:
+        self._require_form(self.target)
 
 
 @dataclass(frozen=True)
@@ -78,6 +113,8 @@ class Patch:
     """How the numbers change, in a few sentences for ``coati-ext explain``."""
     reference: str = ""
     """The upstream issue or the paper."""
+    relies: Tuple[Reliance, ...] = ()
+    """What it does not change and is right only with."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
@@ -88,3 +125,7 @@ class Patch:
     def sites_in(self, generation: str) -> Tuple[Site, ...]:
         """The sites of one generation, in the order of declaration."""
         return tuple(site for site in self.sites if generation in site.generations)
+
+    def relies_in(self, generation: str) -> Tuple[Reliance, ...]:
+        """The reliances of one generation, in the order of declaration."""
+        return tuple(item for item in self.relies if generation in item.generations)

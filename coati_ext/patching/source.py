@@ -9,13 +9,19 @@ import ast
 import sys
 import tokenize
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple
 
-from coati_ext.errors import CoatiNotFoundError
-from coati_ext.patching.fingerprint import FunctionNode, fingerprint, statements
+from coati_ext.errors import CoatiNotFoundError, OldCoatiError
+from coati_ext.patching.fingerprint import (
+    FunctionNode,
+    changed_statements,
+    fingerprint,
+    likeness,
+    statements,
+)
 
 _WAY_IN = (
     "install it from ColossalAI's applications/ColossalChat (or applications/Chat) folder, or put "
@@ -41,7 +47,7 @@ class Function:
         """The source text of the function."""
         return "".join(self.lines[self.line - 1 : self.node.end_lineno])
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """See :func:`coati_ext.patching.fingerprint.fingerprint`."""
         return fingerprint(self.node)
@@ -62,6 +68,28 @@ class Function:
         """The line number and first line of the index-th top-level statement."""
         line = statements(self.node)[index].lineno
         return line, self.lines[line - 1].strip()
+
+    def nearest(self, known: Mapping[str, str]) -> Tuple[str, bool, List[int], int]:
+        """The label of the most alike of some known fingerprints, and how it differs from that.
+
+        The rest is as from :func:`coati_ext.patching.fingerprint.changed_statements`.
+        """
+        label = max(known, key=lambda name: likeness(self.fingerprint, known[name]))
+        return (label, *changed_statements(self.fingerprint, known[label]))
+
+    def difference(self, known: Mapping[str, str]) -> str:
+        """How it differs from the most alike of some known fingerprints, which are by label."""
+        if not known:
+            return f"was never recorded (fingerprint {self.fingerprint})"
+        label, signature, new, missing = self.nearest(known)
+        parts = ["its signature"] if signature else []
+        for index in new:
+            line, text = self.statement(index)
+            parts.append(f"line {line} `{text}`")
+        if missing:
+            parts.append(f"{missing} statement{'s' * (missing > 1)} of upstream's missing")
+        told = f"differs from upstream's {label} in {', '.join(parts)}"
+        return f"{told} (fingerprint {self.fingerprint})"
 
     def uses(self, name: str) -> bool:
         """Whether the function uses a dotted name such as ``self.value_head``."""
@@ -114,12 +142,17 @@ def find_coati() -> Coati:
     if root is None:
         chatgpt = _package_root("chatgpt")
         if chatgpt is not None and (chatgpt / "models" / "base" / "reward_model.py").is_file():
-            raise CoatiNotFoundError(
+            raise OldCoatiError(
                 f"coati is not importable, but its predecessor chatgpt is, at {chatgpt} "
                 "(ColossalAI v0.2.5 to v0.2.7). coati-ext knows coati, which v0.2.8 introduced: "
                 "update ColossalAI"
             )
         raise CoatiNotFoundError(f"coati is not importable by {sys.executable}: {_WAY_IN}")
+    if not (root / "__init__.py").is_file():
+        what = (
+            "has no __init__.py, so it is a namespace package" if root.is_dir() else "is no folder"
+        )
+        raise CoatiNotFoundError(f"the coati at {root} {what}, and not ColossalAI Chat: {_WAY_IN}")
     return Coati(root, generation_of(root))
 
 
@@ -207,7 +240,12 @@ def _module_file(root: Path, module: str) -> Optional[Path]:
 
 
 def _find(file: Path, qualname: str) -> Optional[Function]:
-    tree, lines = _parse(file, file.stat().st_mtime_ns)
+    return _function(file, file.stat().st_mtime_ns, qualname)
+
+
+@lru_cache(maxsize=512)  # with its fingerprint, which every plan asks for
+def _function(file: Path, modified_ns: int, qualname: str) -> Optional[Function]:
+    tree, lines = _parse(file, modified_ns)
     *owners, name = qualname.split(".")
     body = _body(tree, owners)
     if body is None:
@@ -237,7 +275,7 @@ def _parse(file: Path, modified_ns: int) -> Tuple[ast.Module, Tuple[str, ...]]:
         with tokenize.open(str(file)) as stream:
             text = stream.read()
         return ast.parse(text), tuple(text.splitlines(keepends=True))
-    except (OSError, SyntaxError, UnicodeDecodeError) as error:
+    except (OSError, SyntaxError, ValueError) as error:  # such as a null byte, on old Pythons
         raise CoatiNotFoundError(f"cannot read {file}: {error}") from error
 
 

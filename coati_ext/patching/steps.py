@@ -8,15 +8,30 @@ refused with the lines that differ.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError, nearest
-from coati_ext.patching.fingerprint import changed_statements, likeness
+from coati_ext.patching.fingerprint import statements
 from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.reliances import Reading
 from coati_ext.patching.source import Coati, Function
 from coati_ext.report import PENDING, REFUSED, UPSTREAM
 
 POLICIES = ("strict", "structural")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """How a function differs from the nearest release that a patch knows."""
+
+    nearest: str
+    """The release."""
+    lines: Tuple[int, ...]
+    """Of its file: those of the signature and the top-level statements that the release lacks."""
+    missing: int
+    """The number of the release's statements that the function lacks."""
+    first: int
+    """The line that shows the edit: the first of them, or that of the function."""
 
 
 @dataclass(frozen=True)
@@ -75,20 +90,36 @@ def in_order(patches: Mapping[str, Patch]) -> Tuple[Patch, ...]:
     return tuple(done.values())
 
 
-def refusal(steps: Sequence[Step]) -> Optional[RefusedError]:
-    """One error for all refused steps, or ``None`` if there are none."""
-    refused = [step for step in steps if step.state == REFUSED]
+def refusal(found: Sequence[Union[Step, Reading]]) -> Optional[RefusedError]:
+    """One error for all refused steps and readings, or ``None`` if there are none."""
+    refused = [item for item in found if item.state == REFUSED]
     if not refused:
         return None
-    told = "\n".join(f"{step.patch}: {step.reason}" for step in refused)
-    names = ",".join(sorted({step.patch for step in refused}))
+    told = "\n".join(f"{item.patch}: {item.reason}" for item in refused)
+    names = ",".join(sorted({item.patch for item in refused}))
+    changed = [item.patch for item in refused if isinstance(item, Step)]
+    both = f" `coati-ext diff {changed[0]}` shows both versions." if changed else ""
     return RefusedError(
         f"coati-ext refuses to patch code that it does not know, and has patched nothing.\n{told}\n"
         'Ways out: restore the upstream function; set policy = "structural" '
         "(COATI_EXT_SET=policy=structural) if your edit keeps the function's interface and the "
-        f"patch may replace it; or leave the patch out ({_without(names)}). "
-        f"`coati-ext diff {refused[0].patch}` shows both versions."
+        f"patch may replace it or build on it; or leave the patch out ({_without(names)}).{both}"
     )
+
+
+def edited(site: Site, function: Function) -> Edit:
+    """Compare a function that no release has with the nearest one that the site knows."""
+    label, signature, new, missing = function.nearest({**site.fits, **site.right})
+    body = statements(function.node)
+    lines = [*range(function.line, body[0].lineno if body else function.line + 1)] * signature
+    for index in new:
+        lines += range(body[index].lineno, (body[index].end_lineno or body[index].lineno) + 1)
+    return Edit(label, tuple(lines), missing, lines[0] if lines else function.line)
+
+
+def is_known(site: Site, function: Function) -> bool:
+    """Whether a patch says of this very code that it fits or is right."""
+    return function.fingerprint in (*site.fits.values(), *site.right.values())
 
 
 def _without(names: str) -> str:
@@ -120,9 +151,12 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
     for label, known in site.fits.items():
         if found == known:
             return [Step(patch.name, site, PENDING, f"fits {label}", function)]
-    difference, probe = _difference(site, function)
+    difference = function.difference({**site.fits, **site.right})
+    probe = _unfit(site, function)
     if policy == "structural" and not probe:
-        return [Step(patch.name, site, PENDING, f"fits in structure; {difference}", function)]
+        lost = f"your edit at line {edited(site, function).first} will be overwritten"
+        reason = f"fits in structure; {lost}: {difference}"
+        return [Step(patch.name, site, PENDING, reason, function)]
     reason = f"{function.file}, line {function.line}: {site.qualname} {difference}"
     if policy == "structural":
         reason += f"; policy structural does not let it through, because {probe}"
@@ -160,23 +194,13 @@ def _wrapping_step(patch: Patch, site: Site, function: Function) -> Step:
     return Step(patch.name, site, PENDING, f"takes {', '.join(site.takes)}", function)
 
 
-def _difference(site: Site, function: Function) -> Tuple[str, str]:
-    """The difference from the nearest release, and the structural check that fails, if any."""
-    found = function.fingerprint
-    known = {**site.fits, **site.right}
-    label = max(known, key=lambda name: likeness(found, known[name]))
-    signature, new, missing = changed_statements(found, known[label])
-    parts = ["its signature"] if signature else []
-    for index in new:
-        line, text = function.statement(index)
-        parts.append(f"line {line} `{text}`")
-    if missing:
-        parts.append(f"{missing} statement{'s' * (missing > 1)} of upstream's missing")
-    difference = f"differs from upstream's {label} in {', '.join(parts)} (fingerprint {found})"
-    if found.split("-")[0] not in {item.split("-")[0] for item in site.fits.values()}:
-        return difference, "the signature is none of the released ones"
+def _unfit(site: Site, function: Function) -> str:
+    """The structural check that an edited function fails, if any."""
+    signatures = {item.split("-")[0] for item in site.fits.values()}
+    if function.fingerprint.split("-")[0] not in signatures:
+        return "the signature is none of the released ones"
     unused = [name for name in site.needs if not function.uses(name)]
-    return difference, f"the body does not use {', '.join(unused)}" if unused else ""
+    return f"the body does not use {', '.join(unused)}" if unused else ""
 
 
 def _require_order(steps: Sequence[Step], patches: Mapping[str, Patch]) -> None:

@@ -12,11 +12,11 @@ import re
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple
+from typing import Any, Dict, Iterable, List, Mapping, Sequence, Tuple, TypeVar, Union
 
 from coati_ext._toml import parse_toml
 from coati_ext.errors import InputError, UnknownNameError, nearest
-from coati_ext.patching.patch import GENERATIONS, Site
+from coati_ext.patching.patch import GENERATIONS, Reliance, Site
 
 FITS, RIGHT, UNREVIEWED = VERDICTS = ("fits", "right", "unreviewed")
 STANDINS = tuple(f"stand-in {generation}" for generation in GENERATIONS)
@@ -132,8 +132,11 @@ class Variants:
     targets: Mapping[str, Tuple[Variant, ...]]
 
 
-def with_variants(sites: Sequence[Site], file: Path, patch: str) -> Tuple[Site, ...]:
-    """The sites of a patch, with ``fits`` and ``right`` filled in from a file of variants.
+_Known = TypeVar("_Known", Site, Reliance)
+
+
+def with_variants(sites: Sequence[_Known], file: Path, patch: str) -> Tuple[_Known, ...]:
+    """The sites or reliances of a patch, with their fingerprints from a file of variants.
 
     Sites that need no fingerprint (``takes``, or mode ``extend``) are left alone.
 
@@ -145,9 +148,9 @@ def with_variants(sites: Sequence[Site], file: Path, patch: str) -> Tuple[Site, 
     return tuple(_filled(site, file, known, patch) if is_by_code(site) else site for site in sites)
 
 
-def is_by_code(site: Site) -> bool:
+def is_by_code(site: Union[Site, Reliance]) -> bool:
     """Whether a site is for particular code, rather than for a signature or a missing method."""
-    return not site.takes and site.mode != "extend"
+    return isinstance(site, Reliance) or (not site.takes and site.mode != "extend")
 
 
 def is_commit(name: str) -> bool:
@@ -222,10 +225,10 @@ def _variant(place: str, table: Mapping[str, Any], trees: Trees) -> Variant:
         raise UnknownNameError(f"{place}: releases = {releases!r}: {error}") from None
 
 
-def _filled(site: Site, file: Path, known: Variants, patch: str) -> Site:
+def _filled(site: _Known, file: Path, known: Variants, patch: str) -> _Known:
     if site.target not in known.targets:
         raise UnknownNameError(
-            f"{file} has no variant of {site.target}, which patch {patch} changes: record it with "
+            f"{file} has no variant of {site.target}, which patch {patch} needs: record it with "
             f"`nox -s upstream`{nearest(site.target, known.targets)}"
         )
     found: Dict[str, Dict[str, str]] = {FITS: {}, RIGHT: {}}
@@ -234,6 +237,8 @@ def _filled(site: Site, file: Path, known: Variants, patch: str) -> Site:
         word = variant.verdicts.get(patch)
         if names and word in found:
             found[word][_label(names, known.trees, word)] = variant.fingerprint
+    if isinstance(site, Reliance):  # what is relied on cannot be right already
+        return dataclasses.replace(site, fits=found[FITS])
     return dataclasses.replace(site, fits=found[FITS], right=found[RIGHT])
 
 

@@ -1,8 +1,8 @@
 """From prompts to PPO or GRPO experience: one pipeline for every generation of coati.
 
 ``pipeline`` runs the steps, ``frame`` holds the left-padded batch, ``models`` inspects wrapped
-models, and ``ranks`` holds collectives. Names load on first use, so that a patch can be declared
-without importing torch.
+models, ``values`` asks a critic for tokens, and ``ranks`` holds collectives. Names load on first
+use, so that a patch can be declared without importing torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from coati_ext._lazy import lazy
 if TYPE_CHECKING:
     from coati_ext.rollout.frame import Frame
     from coati_ext.rollout.pipeline import Judgement, Request, Rollout, judge, roll_out, sample
+    from coati_ext.rollout.values import state_values
 
 _HOMES = {
     "Frame": "frame",
@@ -23,8 +24,18 @@ _HOMES = {
     "judge": "pipeline",
     "roll_out": "pipeline",
     "sample": "pipeline",
+    "state_values": "values",
 }
 
-__all__ = ["Frame", "Judgement", "Request", "Rollout", "judge", "roll_out", "sample"]
+__all__ = [
+    "Frame",
+    "Judgement",
+    "Request",
+    "Rollout",
+    "judge",
+    "roll_out",
+    "sample",
+    "state_values",
+]
 
 __getattr__, __dir__ = lazy(__name__, _HOMES)

@@ -23,6 +23,7 @@ from coati_ext.active import choice, options
 from coati_ext.rollout import ranks
 from coati_ext.rollout.frame import Frame
 from coati_ext.rollout.models import without_dropout
+from coati_ext.rollout.values import state_values
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def judge(
         raise ValueError("the experience maker has no critic: expected one to estimate advantages")
     frame, mask = rollout.frame, rollout.frame.action_mask
     values = _by_rows(
-        lambda part: choice("state_values")(maker.critic, frame.rows(part)), frame, rows
+        lambda part: state_values(maker.critic, frame.rows(part)), frame, rows
     ).masked_fill(~mask, 0)
     settings = options("rollout")
     score = rollout.score

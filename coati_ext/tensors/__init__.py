@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         policy_ratio,
         real_actions,
         value_loss,
+        widened,
     )
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
 
@@ -54,6 +55,7 @@ _HOMES = {
     "trimmed": "frame",
     "value_loss": "losses",
     "whitened": "advantages",
+    "widened": "losses",
     "without_outer_pads": "frame",
 }
 
@@ -77,6 +79,7 @@ __all__ = [
     "trimmed",
     "value_loss",
     "whitened",
+    "widened",
     "without_outer_pads",
 ]
 

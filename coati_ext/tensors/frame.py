@@ -41,7 +41,7 @@ def token_mask(input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
 
 
 def _require_real_rows(mask: Tensor) -> None:
-    if _is_compiling():
+    if is_compiling():
         return
     if mask.device.type == "cuda":
         torch._assert_async(mask.any(dim=1).all())
@@ -56,7 +56,8 @@ def _require_real_rows(mask: Tensor) -> None:
             )
 
 
-def _is_compiling() -> bool:
+def is_compiling() -> bool:
+    """Whether ``torch.compile`` is tracing, where no number is known."""
     compiler = getattr(torch, "compiler", None)  # absent in torch 1.13
     return bool(compiler is not None and compiler.is_compiling())
 

@@ -1,8 +1,11 @@
-"""Losses with finite values and gradients. Letters: B rows, A action columns."""
+"""Losses with finite values and gradients. Letters: B rows, A action columns.
+
+They take whatever shapes upstream's take: arguments of one loss are broadcast, and may be numbers.
+"""
 
 from __future__ import annotations
 
-from typing import Optional, Tuple
+from typing import Optional, Tuple, Union
 
 import torch
 from torch import Tensor
@@ -11,7 +14,9 @@ from torch import Tensor
 _LARGEST = 80.0
 
 
-def pairwise_loss(chosen_reward: Tensor, reject_reward: Tensor) -> Tensor:
+def pairwise_loss(
+    chosen_reward: Union[Tensor, float], reject_reward: Union[Tensor, float]
+) -> Tensor:
     """``-mean(log sigmoid(chosen - rejected))``, equally ``mean(log(1 + exp(rejected - chosen)))``.
 
     The first form is equation 1 of InstructGPT (arXiv 2203.02155), the second is that of the
@@ -26,9 +31,14 @@ def pairwise_loss(chosen_reward: Tensor, reject_reward: Tensor) -> Tensor:
         A scalar: float32 for half-precision rewards, because a margin can overflow float16, and
         the dtype of the rewards otherwise.
     """
-    dtype = torch.promote_types(chosen_reward.dtype, torch.float32)
-    margin = chosen_reward.to(dtype) - reject_reward.to(dtype)
+    margin = widened(chosen_reward) - widened(reject_reward)
     return -torch.nn.functional.logsigmoid(margin).mean()
+
+
+def widened(item: Union[Tensor, float]) -> Tensor:
+    """A tensor or number as a tensor of float32, or of its own dtype if that is wider."""
+    tensor = torch.as_tensor(item)
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def real_actions(like: Tensor, action_mask: Optional[Tensor]) -> Tensor:
@@ -42,7 +52,7 @@ def real_actions(like: Tensor, action_mask: Optional[Tensor]) -> Tensor:
 
 
 def policy_ratio(
-    log_probs: Tensor, old_log_probs: Tensor, action_mask: Optional[Tensor]
+    log_probs: Tensor, old_log_probs: Union[Tensor, float], action_mask: Optional[Tensor]
 ) -> Tuple[Tensor, Tensor]:
     """The probability ratio of each action, 1 where masked, and the mask: (B, A) each.
 
@@ -54,33 +64,42 @@ def policy_ratio(
     Returns:
         The ratio in float32 or wider, and a bool mask.
     """
-    mask = real_actions(log_probs, action_mask)
-    dtype = torch.promote_types(log_probs.dtype, torch.float32)
-    log_ratio = (log_probs.to(dtype) - old_log_probs.to(dtype)).masked_fill(~mask, 0)
-    return log_ratio.clamp(-_LARGEST, _LARGEST).exp(), mask
+    log_ratio = widened(log_probs) - widened(old_log_probs)
+    mask = real_actions(log_ratio, action_mask)
+    return log_ratio.masked_fill(~mask, 0).clamp(-_LARGEST, _LARGEST).exp(), mask
 
 
-def policy_loss(ratio: Tensor, advantages: Tensor, mask: Tensor, clip_eps: float) -> Tensor:
+def policy_loss(
+    ratio: Tensor,
+    advantages: Union[Tensor, float],
+    action_mask: Optional[Tensor],
+    clip_eps: float,
+) -> Tensor:
     """PPO's clipped surrogate loss (arXiv 1707.06347, equation 7).
 
-    It is averaged over the real actions of each row, then over rows.
+    It is averaged over the real actions of each row, then over rows; without a mask, over all.
 
     Args:
-        ratio: (B, A) floating point.
+        ratio: (B, A) floating point, 1 where masked.
         advantages: (B, A), or (B, 1) for one advantage per answer.
-        mask: (B, A) bool.
+        action_mask: (B, A), not zero for real actions, which a mask of fractions weighs.
         clip_eps: epsilon; the ratio is clipped to 1 +- epsilon.
     """
-    advantages = advantages.expand_as(ratio).masked_fill(~mask, 0)
+    advantages = torch.as_tensor(advantages, device=ratio.device)
+    if action_mask is not None:
+        advantages = advantages.masked_fill(action_mask == 0, 0)
     clipped = ratio.clamp(1 - clip_eps, 1 + clip_eps)
-    surrogate = torch.min(ratio * advantages, clipped * advantages).masked_fill(~mask, 0)
-    return -(surrogate.sum(dim=1) / mask.sum(dim=1).clamp(min=1)).mean()
+    surrogate = torch.min(ratio * advantages, clipped * advantages)
+    if action_mask is None:
+        return -surrogate.mean()
+    # Upstream's sum, which broadcasts as its masked_mean does and is 0 for a row without an action.
+    return -((surrogate * action_mask).sum(dim=1) / (action_mask.sum(dim=1) + 1e-8)).mean()
 
 
 def value_loss(
-    values: Tensor,
-    old_values: Tensor,
-    returns: Tensor,
+    values: Union[Tensor, float],
+    old_values: Union[Tensor, float],
+    returns: Union[Tensor, float],
     action_mask: Optional[Tensor],
     clip_eps: float,
 ) -> Tensor:
@@ -92,14 +111,16 @@ def value_loss(
         values: (B, A) floating point.
         old_values: (B, A) from the rollout.
         returns: (B, A), the target.
-        action_mask: (B, A) true for real actions; ``None`` means that every column is one.
+        action_mask: (B, A), not zero for real actions, which a mask of fractions weighs; ``None``
+            means that every column is one.
         clip_eps: values are clipped to the old values +- ``clip_eps``.
     """
-    mask = real_actions(values, action_mask)
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    values, old, target = (
-        item.to(dtype).masked_fill(~mask, 0) for item in (values, old_values, returns)
-    )
-    near = old + (values - old).clamp(-clip_eps, clip_eps)
-    worse = torch.max((near - target) ** 2, (values - target) ** 2)
-    return 0.5 * worse.sum() / mask.sum().clamp(min=1)
+    new, old, target = map(widened, (values, old_values, returns))
+    if action_mask is not None:
+        new, old, target = (item.masked_fill(action_mask == 0, 0) for item in (new, old, target))
+    near = old + (new - old).clamp(-clip_eps, clip_eps)
+    worse = torch.max((near - target) ** 2, (new - target) ** 2)
+    if action_mask is None:
+        return 0.5 * worse.mean()
+    count = action_mask.sum()
+    return 0.5 * (worse * action_mask).sum() / count.masked_fill(count == 0, 1)

@@ -35,12 +35,10 @@ class _Cpu(str):
 
 
 @contextmanager
-def cpu_only() -> Iterator[None]:
-    """Let coati's trainers and datasets run on the CPU, and undo everything on exit.
+def no_cuda() -> Iterator[None]:
+    """Let CUDA look absent: `torch.cuda.current_device()` is the CPU, `empty_cache()` does nothing.
 
-    Inside, CUDA looks absent, `torch.cuda.current_device()` is the CPU, and
-    `torch.cuda.empty_cache()` does nothing.  If there is no process group, a gloo group of one
-    process is created.
+    Undone on exit.
     """
     with ExitStack() as stack:
         for name, stub in (
@@ -49,6 +47,17 @@ def cpu_only() -> Iterator[None]:
             ("is_available", lambda: False),
         ):
             stack.enter_context(mock.patch.object(torch.cuda, name, stub))
+        yield
+
+
+@contextmanager
+def cpu_only() -> Iterator[None]:
+    """Let coati's trainers and datasets run on the CPU, and undo everything on exit.
+
+    As :func:`no_cuda`; and if there is no process group, a gloo group of one process is created.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(no_cuda())
         if dist.is_available() and not dist.is_initialized():
             folder = stack.enter_context(TemporaryDirectory())
             meeting = (Path(folder) / "group").as_uri()

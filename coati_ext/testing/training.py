@@ -143,7 +143,10 @@ def chosen_rows(
     if collate is None:
         items = [data[index] for index in range(len(data))]
         return [(item[0].view(-1), item[1].view(-1).bool()) for item in items]
-    batch = collate(data)
+    trainer = import_module("coati.trainer").RewardModelTrainer
+    reader = trainer.__new__(trainer)
+    reader._before_fit(DataLoader(data, batch_size=len(data), collate_fn=collate))
+    batch = next(iter(reader.train_dataloader))
     return list(zip(batch["chosen_input_ids"], batch["chosen_attention_mask"].bool()))
 
 

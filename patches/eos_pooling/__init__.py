@@ -15,7 +15,7 @@ from ..upstream import UPSTREAM
 from .defects import DEFECTS
 from .options import Options
 from .pooling import eos, masked_mean
-from .sites import SITES
+from .sites import RELIES, SITES
 
 __all__ = ["eos", "masked_mean", "register_defects", "register_options", "register_patches"]
 
@@ -35,6 +35,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             ),
             reference="ColossalAI #4475, #4471, #4125",
             sites=with_variants(SITES, UPSTREAM, "eos_pooling"),
+            relies=with_variants(RELIES, UPSTREAM, "eos_pooling"),
         )
     )
 

@@ -36,10 +36,13 @@ def forward_with_extras(
 
 
 def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
+    import torch
+
     mask = tensors.token_mask(input_ids, attention_mask)
     input_ids, mask = tensors.left_frame(input_ids, mask)
     hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
-    positions = input_ids.new_full((input_ids.size(0),), input_ids.size(1) - 1)
+    rows, columns = mask.shape
+    positions = torch.full((rows,), columns - 1, device=mask.device)  # int64, to index with
     pooled = choice("pool_reward")(hidden, mask, positions, self)
     # The value head may be fp32 on a bf16 backbone.
     values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))

@@ -3,8 +3,9 @@
 Upstream pads on the tokenizer's side. It truncates long rows at the end, which drops the EOS token
 of an answer and the assistant header of a prompt. It masks prompts by ``ids != pad``, which masks
 real tokens if ``pad == eos``. With this patch rows are left-padded, truncated at the start and
-masked by their lengths; upstream's code still tokenizes and collates. DPO and ORPO use the same
-preference collator, but their actor gets no position ids, so they keep upstream's layout.
+masked by their lengths; upstream's code still tokenizes and collates. DPO and ORPO share the
+preference collator with the reward model, but their actor gets no position ids. So that collator
+changes only what the reward-model trainer reads.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from coati_ext import Defect, Patch, hookimpl, with_variants
 from ..upstream import UPSTREAM
 from .defects import DEFECTS
 from .options import Options
-from .sites import SITES
+from .sites import RELIES, SITES
 
 
 @hookimpl
@@ -28,12 +29,15 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             summary="one left-padded frame: rows cut at their head, ending in their end token",
             default=True,
             changes=(
-                "Rows come left-padded. Rows longer than max_length keep their end and lose their "
-                "head (BOS stays). With pad == eos, G3 and G4 prompts keep their real eos tokens. "
-                "DPO, ORPO and KTO batches do not change."
+                "The rows of reward-model training, and prompts, come left-padded. Longer ones "
+                "than max_length keep their end and lose their head (BOS stays). With pad == eos, "
+                "G3 and G4 prompts keep their real eos tokens. In G3 and G4 every other trainer "
+                "(SFT, DPO, ORPO, KTO) and every script that calls a preference collator itself "
+                "gets upstream's rows."
             ),
             reference="ColossalAI #4475, #3235, #4125",
             sites=with_variants(SITES, UPSTREAM, "left_padding"),
+            relies=with_variants(RELIES, UPSTREAM, "left_padding"),
         )
     )
 

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from typing import Any, Callable, Dict, List, Sequence
 
 from .tokenizers import left_sided
 
-UPSTREAM_LAYOUT = "coati_ext_upstream_layout"
-"""The attribute that makes a preference collator keep upstream's layout."""
+_left_padded: ContextVar[bool] = ContextVar("left_padded", default=False)
+
+
+class LeftPadded:
+    """A collate function in which preference collators left-pad, however it calls them.
+
+    An object, because a loader pickles it for its workers.
+    """
+
+    def __init__(self, collate: Callable[..., Any]) -> None:
+        self.collate = collate
+
+    def __call__(self, instances: Any) -> Any:
+        """What the collate function makes of the instances."""
+        before = _left_padded.set(True)
+        try:
+            return self.collate(instances)
+        finally:
+            _left_padded.reset(before)
 
 
 def collate_preferences(
     original: Callable[..., Any], self: Any, instances: Sequence[Dict[str, Any]]
 ) -> Any:
-    """Collate G3/G4 pairs into left-padded rows of ``max_length`` that keep their EOS token."""
-    if getattr(self, UPSTREAM_LAYOUT, False):
+    """Collate G3/G4 pairs; inside :class:`LeftPadded` into left-padded rows that keep their EOS.
+
+    The rows have ``max_length`` columns.
+    """
+    if not _left_padded.get():
         return original(self, instances)
     rows = [dict(instance) for instance in instances]
     for answer in ("chosen", "rejected"):

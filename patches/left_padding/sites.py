@@ -1,8 +1,8 @@
-"""The sites: the datasets of G1 and G2, the collators and two trainers of G3 and G4."""
+"""The sites: the datasets of G1 and G2, the collators and a trainer of G3 and G4."""
 
 from __future__ import annotations
 
-from coati_ext import Site
+from coati_ext import Reliance, Site
 
 _OURS = "coati_ext.patches.left_padding."
 _DATASETS = (
@@ -38,16 +38,39 @@ SITES = (
         needs=_COLLATOR,
     ),
     Site(
-        "coati.trainer.dpo:DPOTrainer._before_fit",
-        _OURS + "trainers:keep_upstream_layout",
+        "coati.trainer.rm:RewardModelTrainer._before_fit",
+        _OURS + "trainers:read_left_padded",
         generations=("G3", "G4"),
         mode="wrap",
+        needs=("self.train_dataloader", "self.eval_dataloader"),
     ),
-    Site(
-        "coati.trainer.orpo:ORPOTrainer._before_fit",
-        _OURS + "trainers:keep_upstream_layout",
-        generations=("G3", "G4"),
-        mode="wrap",
-        optional=True,
+)
+
+RELIES = (
+    *(
+        Reliance(
+            f"coati.dataset.reward_dataset:{dataset}.__getitem__",
+            ("G1", "G2"),
+            why="gives the chosen answer before the rejected one, each with its mask",
+            refuse=True,
+        )
+        for dataset in ("RmStaticDataset", "HhRlhfDataset")
+    ),
+    Reliance(
+        "coati.dataset.prompt_dataset:PromptDataset.__getitem__",
+        ("G1", "G2"),
+        why="gives a prompt and its mask",
+    ),
+    *(
+        Reliance(
+            f"coati.dataset.{name}",
+            ("G3", "G4"),
+            why="pads and cuts the rows, on the side of the tokenizer",
+        )
+        for name in (
+            "loader:DataCollatorForSupervisedDataset.__call__",
+            "utils:chuncate_sequence",
+            "utils:pad_to_max_len",
+        )
     ),
 )

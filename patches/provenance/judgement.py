@@ -5,16 +5,21 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
-from typing import Any, Callable, MutableMapping, Optional, Tuple
+from typing import Any, Callable, MutableMapping, Optional, Set, Tuple
 
 from coati_ext import options
-from coati_ext.checkpoints.stamp import FRAME, REWARD_MODEL, Stamp
+from coati_ext.checkpoints.stamp import CRITIC, FRAME, REWARD_MODEL, Stamp
 from coati_ext.errors import StampError
 
 from .this_run import form_here, is_master, rows_seen, valued
 
 ATTRIBUTE = "coati_ext_stamp"
 """The attribute that holds the stamp of a loaded model until the model is trained."""
+SOURCE = "coati_ext_checkpoint"
+"""The attribute that holds the name of the checkpoint of that stamp."""
+
+_of_reward_models: Set[str] = set()
+"""The checkpoints that reward models of this process were loaded from."""
 
 
 def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: str) -> None:
@@ -22,7 +27,8 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
 
     Args:
         model: the unwrapped model that is loaded.
-        read: returns the checkpoint's stamp, or ``None`` and why there is none.
+        read: returns the checkpoint's stamp, or ``None``, and what is to be said of it or why
+            there is none.
         source: the name of the checkpoint, for messages.
 
     Raises:
@@ -39,25 +45,53 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
     here = form_here(valued(model)[1])
     if found is not None:
         _compare(found, here, source)
+        if why:
+            _note(f"{source}: {why}")
     elif vars(model).get(ATTRIBUTE, "") is not None:  # None: already reported for this model
         _judge_unstamped(here, source, why)
-    _remember(model, found)
+    if here.kind == REWARD_MODEL:
+        _of_reward_models.add(source)
+    _remember(model, found, source)
 
 
 def _judge_unstamped(here: Stamp, source: str, why: str) -> None:
-    if here.kind == REWARD_MODEL and here.generation == "G1" and here.padding == FRAME["padding"]:
+    framed = here.padding == FRAME["padding"]
+    if here.kind == REWARD_MODEL and here.generation == "G1" and framed:
         _tell(
             here.kind,
             f"{source}: {why}, so upstream's G1 trained this reward model on the mean over all "
             f"columns, pads included; this run reads it otherwise: {here.form}. Re-fit its value "
             "head with `coati-ext migrate`, train it again",
         )
-    elif is_master() and options("provenance").on_mismatch != "ignore":
-        print(
-            f"coati-ext: {source}: {why}; taken for a {here.kind} that was trained as this run "
-            "uses it",
-            file=sys.stderr,
-        )
+    elif here.kind == CRITIC and framed:
+        if source not in _of_reward_models:
+            _judge_unstamped_critic(here.generation, source, why)
+    else:
+        _note(f"{source}: {why}; taken for a {here.kind} that was trained as this run uses it")
+
+
+def _judge_unstamped_critic(generation: str, source: str, why: str) -> None:
+    late = generation in ("G3", "G4")
+    learnt = (
+        "returns that grow with the length of the answer, and values one token late, and PPO that "
+        "goes on from there can collapse"
+        if late
+        else "the value of a finished answer, where this run asks for the value before it"
+    )
+    line = (
+        f"{source}: {why}, so it is a reward model or a critic of a run without coati-ext. A "
+        f"critic may start from a reward model. Such a critic has learnt {learnt}: start from the "
+        "reward model instead"
+    )
+    if late:
+        _tell(CRITIC, line)
+    else:
+        _note(line)
+
+
+def _note(line: str) -> None:
+    if is_master() and options("provenance").on_mismatch != "ignore":
+        print(f"coati-ext: {line}", file=sys.stderr)
 
 
 def _compare(found: Stamp, here: Stamp, source: str) -> None:
@@ -85,19 +119,21 @@ _watched: MutableMapping[Any, Any] = weakref.WeakKeyDictionary()
 """By loaded model, the handle of the hook that waits for its first gradient."""
 
 
-def _remember(model: Any, found: Optional[Stamp]) -> None:
-    """Store the stamp, or ``None``, on the model until its first gradient."""
+def _remember(model: Any, found: Optional[Stamp], source: str) -> None:
+    """Store the stamp, or ``None``, and its source on the model until its first gradient."""
     from torch.utils.hooks import unserializable_hook
 
     # As a dict, so that a pickled model needs no coati-ext.
     setattr(model, ATTRIBUTE, None if found is None else found.as_dict())
+    setattr(model, SOURCE, source)
     if model in _watched:  # with Ray, a model is loaded repeatedly
         _watched.pop(model).remove()
     owner = weakref.ref(model)
 
     @unserializable_hook  # type: ignore[untyped-decorator]
     def trained(gradient: object) -> None:
-        vars(owner()).pop(ATTRIBUTE, None)
+        for name in (ATTRIBUTE, SOURCE):
+            vars(owner()).pop(name, None)
 
     trainable = (item for item in model.parameters() if item.requires_grad)
     parameter = next(trainable, None)
@@ -110,7 +146,7 @@ def stamp_of(model: Any) -> Optional[Stamp]:
     if ATTRIBUTE not in vars(model):
         return form_here(valued(model)[1])
     loaded = vars(model)[ATTRIBUTE]
-    return None if loaded is None else Stamp.from_dict(loaded, "a loaded model")
+    return None if loaded is None else Stamp.from_dict(loaded, _source_of(model))
 
 
 def compare_rows(model: Any) -> None:
@@ -119,4 +155,10 @@ def compare_rows(model: Any) -> None:
     loaded = vars(inner).get(ATTRIBUTE) if inner is not None else None
     rows = (rows_seen.end_token, rows_seen.fingerprint)
     if loaded is not None and (loaded["end_token"], loaded["tokenizer"]) != rows:
-        _compare(Stamp.from_dict(loaded, "a loaded model"), form_here(kind), "a loaded model")
+        source = _source_of(inner)
+        _compare(Stamp.from_dict(loaded, source), form_here(kind), source)
+
+
+def _source_of(model: Any) -> str:
+    # A model that an older version has pickled has a stamp without a source.
+    return str(vars(model).get(SOURCE, "a loaded model"))

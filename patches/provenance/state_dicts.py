@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Optional, Tuple
 
 from coati_ext.checkpoints import stamp
 
@@ -20,6 +21,7 @@ def save_to_state_dict(
         stamp.put(destination, current, prefix[:-1])
 
 
+_BETWEEN = ("coati", "coati_ext", "colossalai", "torch")
 _judged = False
 
 
@@ -50,17 +52,24 @@ def load_from_state_dict(
     """
     wrapper = _unwrap(self, state_dict, prefix)
     if not _judged:
-        source = "a state dict"
+        source = _loaded_at(self)
         metadata = getattr(state_dict, "_metadata", {}).get(wrapper, {}) if wrapper else {}
-        judge(
-            self,
-            lambda: (
-                stamp.of_metadata(metadata or local_metadata, source),
-                "it carries no stamp",
-            ),
-            source,
-        )
+
+        def read() -> Tuple[Optional[stamp.Stamp], str]:
+            found = stamp.of_metadata(metadata or local_metadata, source)
+            return found, "it carries no stamp" if found is None else ""
+
+        judge(self, read, source)
     original(self, state_dict, prefix, local_metadata, *args)
+
+
+def _loaded_at(model: Any) -> str:
+    """Name a state dict by the line that loads it, since it does not know its file."""
+    frame = sys._getframe()
+    while frame.f_back and str(frame.f_globals.get("__name__")).split(".")[0] in _BETWEEN:
+        frame = frame.f_back
+    place = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return f"the state dict that {place} loads into a {type(model).__name__}"
 
 
 def _unwrap(model: Any, state_dict: Any, prefix: str) -> str:

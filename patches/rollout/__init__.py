@@ -20,7 +20,7 @@ from ..upstream import UPSTREAM
 from .defects import DEFECTS
 from .options import Options
 from .sampler import upstream_sampler
-from .sites import SITES
+from .sites import RELIES, SITES
 from .steps import (
     compacted,
     every_token,
@@ -73,6 +73,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             ),
             reference="ColossalAI #4475, #3374, #4491, #3696, #4125; arXiv 1506.02438, 1707.06347",
             sites=with_variants(SITES, UPSTREAM, "rollout"),
+            relies=with_variants(RELIES, UPSTREAM, "rollout"),
         )
     )
 

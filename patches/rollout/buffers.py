@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Sequence
+from typing import TYPE_CHECKING, Any, Callable, Sequence
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,11 +71,40 @@ def make_replay_buffer(
 
 
 def _fill_buffer(base: Any, self: Any, rows: int, limit: int, cpu_offload: bool) -> None:
-    import torch
-
     base.__init__(self, rows, limit)
     self.cpu_offload = cpu_offload
-    on_cuda = torch.cuda.is_available()
-    self.target_device = torch.device("cuda", torch.cuda.current_device()) if on_cuda else "cpu"
+    self.target_device = _device()
     self.items = []
     self.rng_sequence, self.ptr = [], 0
+
+
+def over_own_rows(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Upstream's loader of a buffer, over all rows of this rank, not over a share of them.
+
+    Each rank makes experience of prompts of its own, which no other rank has. All ranks take as
+    many steps as the rank with the fewest rows, so that none waits for another. A rank with more
+    leaves some out, different ones in each epoch.
+    """
+    from torch.utils.data import DataLoader, RandomSampler
+
+    from coati_ext.rollout.ranks import smallest
+
+    loader = original(*args, **kwargs)
+    rows = loader.dataset
+    count = smallest(len(rows), _device())
+    return DataLoader(
+        rows,
+        batch_size=loader.batch_size,
+        sampler=RandomSampler(rows, num_samples=count) if count else [],
+        drop_last=loader.drop_last,
+        pin_memory=loader.pin_memory,
+        collate_fn=loader.collate_fn,
+    )
+
+
+def _device() -> Any:
+    """The current GPU, or the CPU."""
+    import torch
+
+    on_cuda = torch.cuda.is_available()
+    return torch.device("cuda", torch.cuda.current_device()) if on_cuda else torch.device("cpu")

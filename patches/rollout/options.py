@@ -39,12 +39,21 @@ class Options:
         "nats an action); if not set, k3 where a whole answer is one action, as in upstream's G1 "
         "and G2, and k1 otherwise",
         choices=("k1", "k3"),
+        unset=lambda options: "k3" if options.advantage == "sequence" else "k1",
     )
     gamma: Optional[float] = option(
-        None, "discount per action; the maker's own, or 1, if not set", minimum=0, maximum=1
+        None,
+        "discount per action; the maker's own, or 1, if not set",
+        minimum=0,
+        maximum=1,
+        unset=lambda options: "the maker's own, or 1",
     )
     lam: Optional[float] = option(
-        None, "lambda of GAE; the maker's own, or 0.95, if not set", minimum=0, maximum=1
+        None,
+        "lambda of GAE; the maker's own, or 0.95, if not set",
+        minimum=0,
+        maximum=1,
+        unset=lambda options: "the maker's own, or 0.95",
     )
     score_clip: float = option(
         5.0,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator
 
 from coati_ext import choice, tensors
 from coati_ext.rollout.models import accepts
+from coati_ext.rollout.values import state_values
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,7 +92,7 @@ def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
 
 def _value_answer(experience: Any) -> Callable[[Any, Frame], Tensor]:
     def answer(model: Any, frame: Frame) -> Tensor:
-        values: Tensor = choice("state_values")(model, frame)
+        values = state_values(model, frame)
         return values[:, 0] if experience.values.dim() == 1 else values
 
     return answer

@@ -17,7 +17,7 @@ from coati_ext import Defect, Patch, hookimpl, with_variants
 from ..upstream import UPSTREAM
 from .defects import DEFECTS
 from .options import Options
-from .sites import SITES
+from .sites import RELIES, SITES
 
 
 @hookimpl
@@ -31,6 +31,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             changes="None where upstream's losses are finite; half-precision losses come in fp32.",
             reference="ColossalAI #3490; arXiv 2203.02155, 2204.05862",
             sites=with_variants(SITES, UPSTREAM, "stable_losses"),
+            relies=with_variants(RELIES, UPSTREAM, "stable_losses"),
         )
     )
 

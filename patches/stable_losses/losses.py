@@ -23,8 +23,8 @@ def policy_loss(
     action_mask: Optional[Tensor] = None,
 ) -> Tensor:
     """PPO's policy loss of log-probabilities (B, A), a scalar, for G1 and G2."""
-    ratio, mask = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
-    return tensors.policy_loss(ratio, advantages, mask, self.clip_eps)
+    ratio, _ = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
+    return tensors.policy_loss(ratio, advantages, action_mask, self.clip_eps)
 
 
 def policy_loss_or_skip(
@@ -42,11 +42,14 @@ def policy_loss_or_skip(
 
     from coati_ext.rollout.ranks import total
 
+    if action_mask is not None:  # upstream weighs log-ratios by a mask of fractions, too
+        log_probs, old_log_probs = log_probs * action_mask, old_log_probs * action_mask
     ratio, mask = tensors.policy_ratio(log_probs, old_log_probs, action_mask)
     real = ratio.detach().masked_fill(~mask, 0)
-    summed, count = total(torch.stack([real.sum(), mask.sum().to(real.dtype)])).unbind()
+    count = mask.expand_as(real).sum().to(real.dtype)
+    summed, count = total(torch.stack([real.sum(), count])).unbind()
     skip = bool(summed > self.skip_threshold * count)
-    loss = tensors.policy_loss(ratio.clamp(0.0, 10.0), advantages, mask, self.clip_eps)
+    loss = tensors.policy_loss(ratio.clamp(0.0, 10.0), advantages, action_mask, self.clip_eps)
     return loss, skip, ratio.detach().max()
 
 
@@ -58,7 +61,7 @@ def value_loss(
     action_mask: Optional[Tensor] = None,
 ) -> Tensor:
     """PPO's value loss of values (B, A), a scalar, for G3 and G4."""
-    returns = advantage + old_values
+    returns = tensors.widened(advantage) + tensors.widened(old_values)
     return tensors.value_loss(values, old_values, returns, action_mask, self.clip_eps)
 
 
@@ -70,7 +73,13 @@ def value_loss_of_reward(
     reward: Tensor,
     action_mask: Optional[Tensor] = None,
 ) -> Tensor:
-    """PPO's value loss for G1 and G2: upstream's for values (B,), ours, masked, for (B, A)."""
-    if values.dim() == 1 or action_mask is None:
+    """PPO's value loss for G1 and G2: upstream's, over the real actions if the mask is of values.
+
+    G1's trainer gives a mask (B, A) with values (B,), which is no mask of theirs.
+    """
+    if action_mask is None or action_mask.shape != values.shape:
         return original(self, values, old_values, reward)
-    return tensors.value_loss(values, old_values, reward, action_mask, self.clip_eps)
+    real = action_mask != 0
+    filled = (tensors.widened(item).masked_fill(~real, 0) for item in (values, old_values, reward))
+    share = real.numel() / real.sum().clamp(min=1)  # upstream averages over all columns
+    return original(self, *filled) * share

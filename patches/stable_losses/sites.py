@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from coati_ext import Site
+from coati_ext import Reliance, Site
 
 _OURS = "coati_ext.patches.stable_losses."
+_ALL = ("G1", "G2", "G3", "G4")
 
 SITES = (
     Site(
         "coati.models.loss:LogSigLoss.forward",
         _OURS + "losses:pairwise_loss",
-        generations=("G1", "G2", "G3", "G4"),
+        generations=_ALL,
     ),
     Site(
         "coati.models.loss:LogExpLoss.forward",
         _OURS + "losses:pairwise_loss",
-        generations=("G1", "G2", "G3", "G4"),
+        generations=_ALL,
     ),
     Site(
         "coati.models.loss:PolicyLoss.forward",
@@ -45,4 +46,49 @@ SITES = (
         mode="wrap",
         needs=("loss_fn", "LogSigLoss"),
     ),
+)
+
+_PAIR = "gives the loss the rewards of the chosen answers and then those of the rejected ones"
+_SETTINGS = "keeps what the loss is clipped to"
+
+RELIES = (
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer._train",
+        ("G1",),
+        why=_PAIR,
+        refuse=True,
+        optional=True,
+    ),
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer.fit",  # the same, before v0.3.1
+        ("G1",),
+        why=_PAIR,
+        refuse=True,
+        optional=True,
+    ),
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer._train",
+        ("G2", "G3", "G4"),
+        why=_PAIR,
+        refuse=True,
+    ),
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer._eval",
+        ("G1",),
+        why="measures the reward model",
+        optional=True,
+    ),
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer.eval_acc",  # the same, before v0.3.1
+        ("G1",),
+        why="measures the reward model",
+        optional=True,
+    ),
+    Reliance(
+        "coati.trainer.rm:RewardModelTrainer._eval",
+        ("G2", "G3", "G4"),
+        why="measures the reward model",
+    ),
+    Reliance("coati.models.loss:PolicyLoss.__init__", _ALL, why=_SETTINGS),
+    Reliance("coati.models.loss:ValueLoss.__init__", _ALL, why=_SETTINGS),
 )

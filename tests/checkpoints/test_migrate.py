@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ from hypothesis import strategies as st
 import coati_ext
 from coati_ext.checkpoints import stamp
 from coati_ext.checkpoints.migrate.data import split
-from coati_ext.checkpoints.migrate.head import fit
+from coati_ext.checkpoints.migrate.head import chance_of, changes, fit
 from coati_ext.cli import main
 from coati_ext.testing import (
     preference_pairs,
@@ -43,12 +45,13 @@ def write_pairs(count=60, seed=3):
     return pairs
 
 
-def trained(family):
+def trained(family, epochs=3):
     """A reward model that upstream has trained for a moment, with its tokenizer's folder."""
     tokenizer = tiny_tokenizer(pad="eos")
     model = tiny_reward_model(family, **SIZES)
     pairs = preference_pairs(64, seed=1)
-    train_reward_model(model, pairs, tokenizer=tokenizer, epochs=3, max_length=LENGTH)
+    if epochs:
+        train_reward_model(model, pairs, tokenizer=tokenizer, epochs=epochs, max_length=LENGTH)
     model.model.config.save_pretrained("pretrained")
     tokenizer.save_pretrained("pretrained")
     return model, tokenizer
@@ -303,17 +306,166 @@ def test_a_stamp_says_whether_there_is_anything_to_migrate(upstream, capsys):
     assert "nothing to migrate" in error["message"]
 
 
+@pytest.mark.parametrize("share", ["nan", "inf", "-inf", "-0.1", "0", "1", "1.5"])
+def test_a_share_that_is_none_is_told(upstream, capsys, share):
+    write_pairs(20)
+    status, error, _ = migrate(capsys, f"--held-out={share}")
+    assert status == 2
+    expected = f"--held-out {share}: a share of the pairs between 0 and 1 was expected"
+    assert error["message"] == expected
+
+
+def test_a_missing_configuration_is_no_missing_tokenizer(upstream, capsys):
+    write_pairs(20)
+    Path("pretrained").mkdir()
+    status, error, _ = migrate(capsys)
+    assert status == 2
+    assert error["message"].startswith("--pretrained pretrained has no configuration: ")
+    assert "tokenizer" not in error["message"]
+    tiny_config("gpt2", **SIZES).save_pretrained("pretrained")
+    _, error, _ = migrate(capsys)
+    assert error["message"].startswith("there is no tokenizer in --pretrained pretrained: ")
+    assert "Give the --tokenizer" in error["message"]
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"),
+    [("value_head.weight", NAN), ("value_head.bias", INF), ("model.wte.weight", -INF)],
+)
+def test_a_checkpoint_whose_numbers_are_none_is_refused(upstream, capsys, key, wrong):
+    model, _ = trained("gpt2", epochs=0)
+    state = model.state_dict()
+    state[key].view(-1)[-1] = wrong
+    torch.save(state, "rm.pt")
+    write_pairs(20)
+    status, error, _ = migrate(capsys)
+    assert (status, error["error"]) == (2, "InputError")
+    assert f"rm.pt has numbers that are nan or infinite in {key}" in error["message"]
+    assert not list(Path().glob("new.pt*"))
+
+
+def test_a_model_that_computes_no_numbers_is_refused(upstream, capsys):
+    """What overflows only on the way, and what the checkpoint's precision cannot hold."""
+    model, _ = trained("gpt2", epochs=0)
+    state = model.state_dict()
+    large = {**state, "model.ln_f.weight": torch.full((16,), 3e38)}
+    torch.save(large, "rm.pt")
+    write_pairs(20)
+    for _ in range(2):  # and once more, from what the first run has kept
+        status, error, _ = migrate(capsys)
+        assert (status, error["error"]) == (2, "InputError")
+        assert "is nan or infinite for the chosen answer of line 1" in error["message"]
+        assert not Path("new.pt").exists()
+    small = {key: value.half() for key, value in state.items()}
+    small["model.ln_f.weight"] = torch.full((16,), 1e-7, dtype=torch.float16)
+    small["model.ln_f.bias"] = torch.zeros(16, dtype=torch.float16)
+    torch.save(small, "rm.pt")
+    status, error, _ = migrate(capsys, output="half.pt")
+    assert (status, error["error"]) == (2, "InputError")
+    assert "does not fit into the torch.float16 of rm.pt" in error["message"]
+    assert not Path("half.pt").exists()
+
+
+def test_an_output_that_cannot_be_written_is_told(upstream, capsys):
+    model, _ = trained("gpt2", epochs=0)
+    save_shards(model.state_dict(), "bin")
+    write_pairs(20)
+    for output, told in (
+        ("rm.pt/new.pt", "would lie in the folder of the checkpoint"),
+        ("nowhere/new.pt", "there is no folder nowhere for --output"),
+        ("/proc/new.pt", "cannot write into /proc/new.pt.part"),
+    ):
+        status, error, _ = migrate(capsys, output=output)
+        assert (status, error["error"]) == (2, "InputError")
+        assert told in error["message"]
+    Path("new.pt.part").write_text("mine")
+    status, error, _ = migrate(capsys)
+    assert status == 2
+    assert "new.pt.part is in the way" in error["message"]
+    assert Path("new.pt.part").read_text() == "mine"
+
+
+def test_a_pair_that_comes_again_counts_once(upstream, capsys):
+    """Or the held-out pairs would be among those that were fitted."""
+    model, _ = trained("gpt2", epochs=0)
+    torch.save(model.state_dict(), "rm.pt")
+    pairs = write_pairs(20)
+    file = Path("pairs.jsonl")
+    file.write_text(file.read_text() * 2 + json.dumps({**pairs[0], "chosen": " else"}) + "\n")
+    status, facts, _ = migrate(capsys)
+    assert status == 0
+    assert facts["fitted_pairs"] + facts["held_out_pairs"] == 21
+
+
+@pytest.mark.parametrize("informed", [True, False], ids=["informed", "uninformed"])
+def test_a_head_that_loses_more_than_chance_allows_is_told(upstream, capsys, monkeypatch, informed):
+    """Where the backbone brings the preference to the last token, and where it brings noise."""
+    import coati_ext.checkpoints.migrate as module
+
+    model, _ = trained("gpt2", epochs=0)
+    torch.save(model.state_dict(), "rm.pt")
+    write_pairs(300)
+
+    def compute(task, model, tokenizer, pairs):
+        draw = torch.Generator().manual_seed(0)
+        old = torch.randn(len(pairs), 2, generator=draw)
+        old[:, 0] += 2.0
+        hidden = torch.randn(len(pairs), 2, 16, generator=draw) * (not informed)
+        hidden[..., 3] += 5 * old * informed
+        return module.Features(hidden, old), 0
+
+    monkeypatch.setattr(module, "compute", compute)
+    words = ["migrate", "rm.pt", "--pretrained", "pretrained", "--data", "pairs.jsonl"]
+    words += ["--output", "new.pt", "--held-out", "0.5", "--max-length", str(LENGTH)]
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    status, facts, _ = migrate(capsys, "--held-out", "0.5", output="again.pt")
+    assert status == 0
+    change = facts["held_out_change"]
+    share = {name: value * 150 for name, value in facts["pair_accuracy"].items()}
+    assert change["won"] - change["lost"] == pytest.approx(share["refitted"] - share["mean_pooled"])
+    assert change["worse"] == (not informed)
+    assert (change["probability_by_chance"] < 0.05) == change["worse"]
+    assert f"{change['lost']} that were ranked right no longer are" in told
+    assert ("Train it on before you use it" in told) == change["worse"]
+    assert ("That is no sign of a loss" in told) == informed
+
+
+def test_the_chance_of_losses_is_that_of_a_fair_coin():
+    for changed in range(9):
+        throws = [sum(throw) for throw in itertools.product((0, 1), repeat=changed)]
+        for lost in range(changed + 1):
+            expected = sum(heads >= lost for heads in throws) / len(throws)
+            assert chance_of(lost, changed - lost) == pytest.approx(expected)
+    assert chance_of(50, 23) < 0.002  # of 300 pairs, .83 to .74
+    assert chance_of(2000, 2000) == pytest.approx(0.5, abs=0.01)
+
+
+def test_what_a_change_of_ranks_is():
+    before = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    after = torch.tensor([[1.0, 0.0], [0.5, 0.5], [1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
+    assert changes(before, after) == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         (['{"prompt": "a", "chosen": " b"}'], ["line 1", "rejected missing", "prompt, chosen"]),
         (["", '{"prompt": "a", "chosen": 1, "rejected": ""}'], ["line 2", "chosen is int"]),
+        (
+            ['{"prompt": "", "chosen": "a", "rejected": "b", "chosen": "c"}'],
+            ["'chosen' comes twice"],
+        ),
+        (["[" * 10**5], ["line 1: no JSON: it is nested too deeply"]),
         (["[1]", "{"], ["line 1: an object", "line 2: no JSON", "2 of 2 lines of pairs.jsonl"]),
         (["{}"] * 8, ["line 5", "and 3 more lines"]),
         (['{"prompt": "", "chosen": "", "rejected": ""}'], ["--held-out", "1 pairs"]),
         ([], ["0 pairs"]),
     ],
-    ids=["missing", "type", "no JSON", "many", "one pair", "empty"],
+    ids=["missing", "type", "twice", "deep", "no JSON", "many", "one pair", "empty"],
 )
 def test_bad_data_is_named_by_line(upstream, capsys, lines, words):
     Path("pairs.jsonl").write_text("\n".join(lines))
@@ -352,14 +504,25 @@ def test_bad_checkpoints_are_named(upstream, capsys):
     refused({**state, "model.odd": torch.ones(1)}, "odd is unknown")
     refused({**state, key: torch.ones(2, 3)}, "mlp.c_fc.weight is (2, 3), not (16, 64)")
     refused(state, "--max-length 300", "128 positions", more=("--max-length", "300"))
-    refused(state, "no tokenizer in folder", more=("--tokenizer", "folder"))
+    refused(state, "no tokenizer in --tokenizer folder", more=("--tokenizer", "folder"))
+    refused(state, "--device meta cannot be used", more=("--device", "meta"))
     refused(state, "--device nonsense", more=("--device", "nonsense"))
     words = [*(f"x{number}" for number in range(60)), *WORDS]
     tiny_tokenizer(vocab=words).save_pretrained("other")
     refused(state, "the checkpoint knows 64 tokens", more=("--tokenizer", "other"))
-    Path("rm.pt").write_bytes(b"nonsense")
-    _, error, _ = migrate(capsys)
-    assert "cannot read the weights in rm.pt" in error["message"]
+    for content in (b"nonsense", b"", b"PK\x03\x04", b"\x80\x02}q\x00X"):
+        Path("rm.pt").write_bytes(content)
+        _, error, _ = migrate(capsys)
+        told = error["message"]
+        assert "rm.pt is not a checkpoint: " in told
+        assert re.search(r"checkpoint: [A-Za-z]+: ", told), told
+    refused({1: torch.ones(1)}, "rm.pt holds no state dict: a key is 1")
+    refused({**state, "value_head.bias": torch.ones(2)}, "a bias of (2,)", "(1, hidden size)")
+    refused({**state, "value_head.weight": torch.ones(1, 9)}, "takes 9 components", "gives 16")
+    refused({**state, "model.wte.lora_A": torch.ones(1, 2)}, "the LoRA weights in rm.pt do not fit")
+    for text in ("[" * 10**5, '{"weight_map": {"x": 5}}', '{"weight_map": []}', "[]"):
+        index.write_text(text)
+        refused(None, "a.index.json is no index of shards")
     _, error, _ = migrate(capsys, checkpoint="nowhere.pt")
     assert "there is no checkpoint nowhere.pt" in error["message"]
 

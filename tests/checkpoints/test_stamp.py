@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import json
+import os
+import re
 
 import hypothesis
 import numpy
@@ -13,8 +16,10 @@ import pytest
 import torch
 from hypothesis import strategies as st
 
-from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints import atomic, seal, stamp
 from coati_ext.checkpoints.stamp import Stamp
+from coati_ext.errors import StampError
+from coati_ext.rollout import ranks
 from coati_ext.testing import tiny_tokenizer
 from helpers.stamps import SOME, TOKENIZER
 
@@ -118,9 +123,15 @@ def test_a_stamp_file_of_an_earlier_release_is_still_of_its_weights(tmp_path):
         "b.bin": "3145728-6f70fd3745ff7c04",
         "c.safetensors": "5242880-7c2c246ec8884475",
     }
-    content = {**SOME.as_dict(), "weights": seals}
+    old = dataclasses.replace(SOME, version="0.3.0")
+    content = {**old.as_dict(), "weights": seals}
     (tmp_path / stamp.FILE).write_text(json.dumps(content))
-    assert stamp.read(tmp_path) == (SOME, "")
+    found, told = stamp.read(tmp_path)
+    assert found == old
+    assert "hashed samples of the weights" in told
+    with (tmp_path / "c.safetensors").open("r+b") as stream:
+        stream.write(b"1")
+    assert "of other weights" in stamp.read(tmp_path)[1]
 
 
 def test_weights_are_mapped_rather_than_read_where_torch_can(tmp_path, monkeypatch):
@@ -150,3 +161,86 @@ def test_both_ends_of_a_big_file_count(tmp_path, place):
     content[place] = 1
     file.write_bytes(content)
     assert "of other weights" in stamp.read(file)[1]
+
+
+def test_a_seal_is_the_hash_of_the_hashes_of_blocks(tmp_path):
+    """So that anyone can check it."""
+    content = numpy.arange(5 << 20, dtype=">u4").tobytes()  # 20 MiB
+    (tmp_path / "rm.safetensors").write_bytes(content)
+    blocks = [content[start : start + (1 << 23)] for start in range(0, len(content), 1 << 23)]
+    assert len(blocks) == 3
+    whole = b"".join(hashlib.sha256(block).digest() for block in blocks)
+    expected = f"{20 << 20}-sha256:{hashlib.sha256(whole).hexdigest()}"
+    assert seal.seals_of(seal.weights_of(tmp_path)) == {"rm.safetensors": expected}
+
+
+def test_what_takes_a_while_shows_how_far_it_is_on_one_rank(tmp_path, monkeypatch, capfd):
+    (tmp_path / "rm.bin").write_bytes(b"weights")
+    stamp.write(tmp_path, SOME)
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr(seal, "_SLOW", 0)
+    stamp.read(tmp_path)
+    assert "checking the weights" in capfd.readouterr().err
+    monkeypatch.setattr(ranks, "is_first", lambda: False)
+    stamp.read(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("ranks_here", "cores", "threads"), [("1", 64, 8), ("8", 32, 4), ("8", 4, 1), ("0", 2, 2)]
+)
+def test_each_rank_reads_with_its_share_of_the_cores(monkeypatch, ranks_here, cores, threads):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks_here)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert seal._threads() == threads
+
+
+@pytest.mark.parametrize("kind", ["a folder", "a FIFO", "a dangling link"])
+def test_what_is_no_file_in_the_place_of_a_stamp_is_told(tmp_path, kind):
+    (tmp_path / "rm.bin").write_bytes(b"weights")
+    place = tmp_path / stamp.FILE
+    make = {
+        "a folder": place.mkdir,
+        "a FIFO": lambda: os.mkfifo(place),
+        "a dangling link": lambda: place.symlink_to("nowhere"),
+    }
+    make[kind]()
+    with pytest.raises(StampError, match=re.escape(f"is corrupt in {place}: it is a")):
+        stamp.read(tmp_path)
+
+
+def test_a_stamp_inside_that_is_not_the_one_beside_is_of_weights_saved_later(tmp_path):
+    """By ``torch.save``, which knows nothing of the file beside; the same one is of neither."""
+    file = tmp_path / "rm.bin"
+
+    def save(inside, bias):
+        weights = torch.nn.Linear(2, 2).state_dict()
+        weights["bias"].fill_(bias)
+        stamp.put(weights, inside)
+        torch.save(weights, str(file))
+
+    save(SOME, 1.0)
+    stamp.write(file, SOME)
+    later = dataclasses.replace(SOME, digest="another plan")
+    save(later, 2.0)
+    assert stamp.read(file) == (later, "")
+    save(SOME, 3.0)
+    found, told = stamp.read(file)
+    assert found is None
+    assert "of other weights" in told
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+    file = tmp_path / "old"
+    file.write_text("old")
+
+    def fail(new):
+        new.write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        atomic.put(file, fail)
+    assert [item.name for item in tmp_path.iterdir()] == ["old"]
+    assert file.read_text() == "old"
+    atomic.put(file, lambda new: new.write_text("new"))
+    assert file.read_text() == "new"

@@ -139,3 +139,26 @@ def test_a_row_without_a_real_token_is_an_error(upstream, tmp_path, covered):
     with pytest.raises(AssertionError, match="device-side assert"):
         on_cuda(of_an_empty_row, tmp_path)
     covered("a row without a real token, reported by the device")
+
+
+def of_results_of_choices(rank: int, right: bool) -> None:
+    from coati_ext import results
+
+    device = device_of_this_process()
+    mask = torch.ones(2, 3, dtype=torch.bool, device=device)
+    numbers = torch.randn(2, 3, device=device) * (1.0 if right else float("nan"))
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    results.check("scale_advantages", "it", numbers, (numbers, mask))
+    results.check("shape_reward", "it", numbers, (numbers[:, 0], numbers, mask, 0.1))
+    results.check("mark_actions", "it", (mask, mask[:, 0]), (mask.long(), 0, ()))
+    torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
+def test_results_of_choices_are_checked_without_a_stall(upstream, tmp_path, covered):
+    on_cuda(of_results_of_choices, tmp_path, True)
+    (tmp_path / "wrong").mkdir()
+    with pytest.raises(AssertionError, match="device-side assert"):
+        on_cuda(of_results_of_choices, tmp_path / "wrong", False)
+    covered("results of choices, checked without a stall")

@@ -7,4 +7,4 @@ from coati_ext.testing import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer(padding_side="left")
 FRAME = ("left", "from the mask")
-SOME = Stamp("reward model", "eos", *FRAME, 2, "abc", "G2", "0.2.0", "123456")
+SOME = Stamp("reward model", "eos", *FRAME, 2, "abc", "G2", "0.4.0", "123456")

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 import coati_ext
 from coati_ext.launch.installation import version_of
-from coati_ext.rollout import Frame
+from coati_ext.rollout import Frame, state_values
 from coati_ext.rollout.models import accepts, layers_of, without_dropout
 from coati_ext.testing import (
     LocalStrategy,
@@ -245,8 +245,11 @@ def outputs_of(kind: str, model: Any, frame: Frame) -> Tensor:
     """Through the hooks of the pipeline: scores (B,), or values or log-probabilities (B, A)."""
     if kind == "reward model":
         return coati_ext.choice("score_rows")(model, frame, {})
-    hook = {"critic": "state_values", "actor": "action_log_probs"}[kind]
-    return coati_ext.choice(hook)(model, frame).masked_fill(~frame.action_mask, 0)
+    if kind == "critic":
+        outputs = state_values(model, frame)
+    else:
+        outputs = coati_ext.choice("action_log_probs")(model, frame)
+    return outputs.masked_fill(~frame.action_mask, 0)
 
 
 def loss_of(outputs: Tensor, rows: Any) -> Tensor:

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 import coati_ext
-from coati_ext.errors import ConfigError
+from coati_ext.errors import ConfigError, RankError
 from coati_ext.launch import rank_check
 from coati_ext.plan import make_plan
 from helpers.interpreters import free_port
-from helpers.processes import server
+from helpers.processes import on_two_ranks, server
 
 SECONDS = 120  # that a busy machine may take to import torch
 
@@ -69,6 +69,7 @@ def outcomes(folder, *ranks):
 PLAIN = {"rank_check": 60}
 OTHER = {"rank_check": 60, "rollout": {"lam": 0.5}}
 SHORT = {"rank_check": 3}
+THIRD = {"rank_check": 1, "rollout": {"lam": 0.25}}
 pytestmark = pytest.mark.slow
 
 
@@ -123,6 +124,90 @@ def test_torchrun_ends_a_job_with_an_unarmed_rank(python, tmp_path):
     )
     assert done.returncode
     assert "rank 1 of this job never reported a plan within 8 s" in done.stderr
+
+
+def off_and_on(rank, folder):
+    """What one rank may do alone, and what both may do; with the seconds that it took."""
+    import torch.distributed as dist
+
+    with coati_ext.applied(PLAIN):
+        pass
+    began = time.monotonic()
+    for _ in range(3 * (1 - rank)):  # rank 0 alone
+        with coati_ext.applied(PLAIN):
+            pass
+    took = time.monotonic() - began
+    dist.barrier()
+    with coati_ext.applied(OTHER), coati_ext.applied(OTHER):
+        pass  # another plan, on both ranks
+    left = left_in_store()
+    told = ""
+    if not rank:
+        try:
+            coati_ext.enable(THIRD)  # which nobody else has
+        except RankError as error:
+            told = str(error)
+    dist.barrier()
+    return [took < 30, left, told]
+
+
+def left_in_store():
+    """The keys of the comparison that are still there."""
+    _, store = rank_check._group()
+    keys = [f"{what}{rank}" for what in ("", "verdict for ", "read by ") for rank in (0, 1)]
+    return [key for key in keys if rank_check._take(store, key, 0.01) is not None]
+
+
+def groups_one_after_the_other(rank, folder):
+    """Process groups such as a trainer makes that recovers; the keys left, and what is told."""
+    import torch.distributed as dist
+
+    store = dist.FileStore(f"{folder}/store", 2)
+
+    def meet(number):
+        inner = dist.PrefixStore(str(number), store)  # gloo needs keys of its own for each
+        dist.init_process_group("gloo", store=inner, rank=rank, world_size=2)
+        left.append(left_in_store())
+        leave()
+
+    def leave():
+        dist.barrier()  # the other rank may still be connecting to this one
+        dist.destroy_process_group()
+
+    left, told = [], ""
+    leave()
+    with coati_ext.applied(PLAIN):
+        for number in range(3):
+            meet(number)
+    with coati_ext.applied(PLAIN):
+        from coati.models.loss import LogExpLoss
+
+        ours = vars(LogExpLoss)["forward"]
+        if rank:
+            LogExpLoss.forward = lambda self, chosen, rejected: chosen
+        try:
+            meet("last")
+        except RankError as error:
+            told = str(error)
+        LogExpLoss.forward = ours
+    return left, told  # in the group that has failed
+
+
+def test_one_rank_may_switch_off_and_on_again_alone(newest, tmp_path):
+    """What the ranks have agreed on holds; nobody is waited for, and nothing stays in the store."""
+    first, second = on_two_ranks(off_and_on, tmp_path, str(tmp_path))
+    assert first[:2] == [True, []]
+    assert second == [True, [], ""]
+    agreed, changed = (make_plan(config).digest for config in (OTHER, THIRD))
+    assert "rank 1 of this job never reported a plan within 1 s" in first[2]
+    assert f"had agreed on plan {agreed}, and this rank has changed to {changed}" in first[2]
+
+
+def test_process_groups_one_after_the_other_are_each_compared(newest, tmp_path):
+    for left, told in on_two_ranks(groups_one_after_the_other, tmp_path, str(tmp_path)):
+        assert left == [[]] * 3
+        assert "the ranks of this job do not train alike: rank 1 (" in told
+        assert "without coati.models.loss:LogExpLoss.forward, the others" in told
 
 
 def test_the_comparison_can_be_switched_off(newest, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from coati_ext.launch import flag
 from coati_ext.testing import standin
 from helpers import ROOT
 from helpers.interpreters import free_port, new_environment
@@ -60,7 +62,8 @@ class TestInstalled:
     def test_with_the_flag_set_a_start_imports_only_the_watch(self, installed):
         extra = imported(installed, COATI_EXT="1") - imported(installed)
         watch = {
-            f"coati_ext.{name}" for name in ("_startup", "launch", "launch.flag", "launch.watch")
+            f"coati_ext.{name}"
+            for name in ("_startup", "launch", "launch.flag", "launch.imports", "launch.watch")
         }
         assert extra == {"__future__", "coati_ext", *watch}
 
@@ -154,7 +157,7 @@ class TestStarted:
 
     def test_the_read_commands_work_under_the_flag(self, installed):
         done = installed("-m", "coati_ext", "doctor", COATI_EXT="1")
-        assert "everything fits and the flag is on" in done.stdout
+        assert done.stdout.startswith("verdict: READY. With COATI_EXT=1, ")
         script = "import sys; from coati_ext.cli import main; main(['plan'])"
         script += "; print('torch' in sys.modules)"
         done = installed("-c", script, COATI_EXT="eos_pooling")
@@ -265,3 +268,55 @@ def test_missing_torch_is_told(python, tmp_path):
     )
     done = python("-c", script, check=False)
     assert "torch is not importable by" in done.stderr
+
+
+WHOLE = "from coati_ext.launch.watch import activate\nactivate()\n"
+
+
+@pytest.fixture
+def bare_site(tmp_path):
+    """A Python whose site directory has the start-up file, and the start of a script."""
+    python = new_environment(tmp_path / "venv")
+    site = next((tmp_path / "venv" / "lib").glob("python*")) / "site-packages"
+    shutil.copy(str(ROOT / "coati_ext" / "coati_ext.pth"), str(site))
+
+    def run(script, **variables):
+        environment = {"PYTHONPATH": str(standin("G4")), **variables}
+        return subprocess.run(
+            [str(python), "-c", script], env=environment, capture_output=True, text=True
+        )
+
+    return site, run
+
+
+BROKEN = [None, "", "def", "\0", "import no_such_module\n", WHOLE]
+
+
+@pytest.mark.parametrize("startup", BROKEN, ids=repr)
+def test_a_start_up_file_without_its_package_stops_coati_alone(bare_site, startup):
+    """As `rm -r coati_ext` leaves it, or a disk that was full."""
+    site, run = bare_site
+    if startup is not None:
+        (site / "coati_ext").mkdir()
+        (site / "coati_ext" / "__init__.py").touch()
+        (site / "coati_ext" / "_startup.py").write_text(startup)
+    done = run("print('ran')", COATI_EXT="1")
+    assert (done.stdout, done.stderr, done.returncode) == ("ran\n", "", 0)
+    for name in ("coati", "coati.models"):
+        done = run(f"import {name}", COATI_EXT="1")
+        assert done.returncode == 1
+        told = done.stderr.splitlines()[-1]
+        assert told.startswith(
+            "ImportError: COATI_EXT asks for patches, but coati-ext is not whole"
+        )
+        assert told.endswith("install it again, or unset COATI_EXT")
+    for off in ("0", "", " OFF ", "No", "false"):
+        done = run("import coati, sys; print(*sys.modules)", COATI_EXT=off)
+        assert done.stderr == ""
+        assert "coati_ext" not in done.stdout
+
+
+def test_the_start_up_file_and_the_flag_agree_about_off():
+    line = (ROOT / "coati_ext" / "coati_ext.pth").read_text()
+    assert line.count("\n") == 1
+    assert f".strip().lower() in {flag.OFF!r} or ".replace("'", '"') in line

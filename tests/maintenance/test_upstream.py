@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import re
 import shutil
@@ -11,7 +10,8 @@ import sys
 import pytest
 
 from coati_ext.patches.upstream import UPSTREAM
-from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.patch import Patch, Reliance, Site
+from coati_ext.patching.reliances import read_reliances
 from coati_ext.patching.source import Coati, generation_of
 from coati_ext.patching.steps import plan_steps
 from coati_ext.patching.variants import STANDINS, is_by_code, read_variants, with_variants
@@ -38,10 +38,7 @@ def command():
 def sites(command):
     bare = command.bare_sites()
     assert bare
-    return {
-        patch: tuple(dataclasses.replace(item, fits={}, right={}) for item in declared)
-        for patch, declared in bare.items()
-    }
+    return bare
 
 
 @pytest.fixture
@@ -106,7 +103,8 @@ def row(told, name):
 def state(tree, run, sites, target=FORWARD, patch="rollout"):
     """What a plan makes of a site, with the file as it is."""
     found = with_variants(sites[patch], run.file, patch)
-    steps = plan_steps([Patch(patch, "", found)], tree.coati, "strict")
+    changed = tuple(item for item in found if isinstance(item, Site))
+    steps = plan_steps([Patch(patch, "", changed)], tree.coati, "strict")
     return next((step.state, step.reason) for step in steps if step.site.target == target)
 
 
@@ -215,13 +213,15 @@ def test_a_new_patch_starts_unreviewed(run, sites):
     assert {"v0.3.7 .. v0.4.7", "v0.4.8 .. HEAD"} <= critic.fits.keys()
 
 
-def test_a_missing_function_is_an_error_unless_it_is_optional(run, tree):
+def test_a_missing_function_is_an_error_unless_it_is_optional(run, sites, tree):
     tree("models/critic.py", "def forward(", "def forwards(")
     tree("trainer/orpo.py", "def _before_fit(", "def _before_fits(")
-    status, told = run(f"ours={tree.folder}")
+    target = "coati.trainer.orpo:ORPOTrainer._before_fit"
+    more = (Site(target, "ours:f", ("G3", "G4"), optional=True),)
+    status, told = run(f"ours={tree.folder}", sites={**sites, "more": more})
     assert status == 1
-    assert f"error: ours has no {FORWARD}, which rollout changes" in told
-    assert "not in ours: coati.trainer.orpo:ORPOTrainer._before_fit (optional)" in told
+    assert f"error: ours has no {FORWARD}, which rollout needs" in told
+    assert f"not in ours: {target} (optional)" in told
     assert row(told, "ours")[2] == 2
 
 
@@ -250,9 +250,9 @@ def test_what_no_tree_has_and_no_patch_asks_for_is_left_over(run):
     run.file.write_text(text.replace(critic, wrong) + extra)
     status, told = run("--check")
     assert status == 1
-    assert "left over: no patch changes the coati.m:f of v0.2.8 .. v0.3.0" in told
+    assert "left over: no patch needs the coati.m:f of v0.2.8 .. v0.3.0" in told
     assert told.count("coati.m:f") == 1
-    assert f"left over: eos_pooling does not change the {FORWARD} of stand-in G3 .. G4" in told
+    assert f"left over: eos_pooling does not need the {FORWARD} of stand-in G3 .. G4" in told
     assert f"stand-in G4: {FORWARD} is not what the file says" in told
     assert f"left over: no tree has the {FORWARD} of stand-in G3 .. G4" in told
     run()
@@ -284,3 +284,25 @@ def test_wrong_use_is_told_and_writes_nothing(run, tree, arguments, told):
     assert status == 2
     assert re.search(told, said)
     assert run.file.read_bytes() == UPSTREAM.read_bytes()
+
+
+def test_what_a_patch_relies_on_is_recorded_and_reviewed_as_well(run, tree, sites):
+    target = "coati.models.generation:_is_sequence_finished"
+    tree(
+        "models/generation.py", "unfinished_sequences.max() == 0", "not unfinished_sequences.any()"
+    )
+    status, told = run(f"ours={tree.folder}")
+    assert status == 1
+    assert f"new in ours: {target} (rollout)" in told
+
+    def reading():
+        relies = tuple(item for item in sites["rollout"] if isinstance(item, Reliance))
+        relies = with_variants(relies, run.file, "rollout")
+        patch = Patch("rollout", "", (Site("coati.m:f", "ours:f", ("G4",)),), relies=relies)
+        found = read_reliances([patch], tree.coati, "strict")
+        return next(item.state for item in found if item.reliance.target == target)
+
+    assert reading() == "changed"
+    run.file.write_text(run.file.read_text().replace("unreviewed", "fits"))
+    assert reading() == "fits"
+    assert run(f"ours={tree.folder}")[0] == 0

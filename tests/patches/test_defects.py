@@ -25,12 +25,15 @@ def is_right(defect, value):
 
 
 def test_every_defect_is_there_without_the_patches_and_gone_with_them(
-    defects, warm_children, capsys
+    upstream, defects, warm_children, capsys
 ):
     assert main(["doctor", "--live", "--json"]) == 0
     live = json.loads(capsys.readouterr().out)["live"]
     assert {item["name"] for item in live} == set(defects)
-    assert [item for item in live if is_right(defects[item["name"]], item["before"])] == []
+    right = {item["name"] for item in live if is_right(defects[item["name"]], item["before"])}
+    # Before v0.3.1 the loader of a buffer had no sampler.
+    early = (upstream.package / "trainer" / "strategies" / "naive.py").exists()
+    assert right == ({"lost experience"} if early else set())
     assert [item for item in live if not is_right(defects[item["name"]], item["after"])] == []
     assert {item["verdict"] for item in live} == {"right"}
 

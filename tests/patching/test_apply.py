@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 from coati_ext.errors import DisturbedError, RefusedError
-from coati_ext.patching.apply import apply_steps, undo
+from coati_ext.patching.apply import give_back, undo, way_back, write_all, writes_for
 from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.source import Coati
 from coati_ext.patching.steps import plan_steps
@@ -76,7 +76,9 @@ def apply(coati, *changes):
         patches.append(Patch(f"p{number}", "", (site,), after=earlier))
     steps = plan_steps(patches, coati, "strict")
     assert [step.state for step in steps] == ["pending"] * len(changes)
-    return apply_steps(steps, {"coati.home": sys.modules["coati.home"]})
+    ledger = []
+    write_all(writes_for(steps, {"coati.home": sys.modules["coati.home"]}), ledger)
+    return ledger
 
 
 def test_a_name_is_rebound_in_coati_and_left_alone_in_the_users_modules(small, monkeypatch):
@@ -164,3 +166,83 @@ def test_a_wrapper_that_equals_what_it_wraps_is_still_somebody_elses(small, targ
     assert vars(owner)[name] is theirs
     setattr(owner, name, ours)
     undo(ledger)
+
+
+class Pretender:
+    """A callable object that has a code object of its own, as proxies do."""
+
+    def __init__(self, function):
+        self.__code__ = function.__code__
+        self.__wrapped__ = function
+
+    def __call__(self, *args):
+        return 0
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda f: wrapt.FunctionWrapper(f, lambda wrapped, _, args, __: wrapped(*args)),
+        lambda f: functools.partial(f),
+        classmethod,
+        staticmethod,
+        Pretender,
+        functools.lru_cache(maxsize=None),
+    ],
+    ids=["wrapt", "partial", "classmethod", "staticmethod", "object", "lru_cache"],
+)
+@pytest.mark.parametrize("target", ["f", "g", "Base.forward"])
+def test_what_passes_for_upstreams_function_is_foreign(small, target, around):
+    """A proxy forwards its class and its code. Decorated targets have one wrapper, and no more."""
+    import coati.home
+
+    owner = coati.home.Base if "." in target else coati.home
+    name = target.split(".")[-1]
+    setattr(owner, name, around(vars(owner)[name]))
+    before = dict(vars(owner))
+    with pytest.raises(RefusedError, match=f"coati.home:{target} was already changed"):
+        apply(small, (target, "plus_one", "wrap"))
+    assert vars(owner) == before
+
+
+def test_undo_can_be_interrupted_anywhere_and_done_again(small):
+    import coati.home
+    import coati.other
+
+    before = [dict(vars(module)) for module in (coati.home, coati.other)]
+    changes = [("f", "plus_one", "wrap"), ("f", "plus_one", "wrap"), ("g", "plus_one", "wrap")]
+    for count in range(5):
+        ledger = apply(small, *changes)
+        for owner, name, value in way_back(ledger)[:count]:
+            give_back(owner, name, value)
+        undo(ledger)
+        undo(ledger)
+        assert [dict(vars(module)) for module in (coati.home, coati.other)] == before
+
+
+def test_a_function_that_was_executed_again_is_upstreams(small):
+    """After a reload without us: there is nothing to give back, and nothing is disturbed."""
+    import coati.home
+
+    ledger = apply(small, ("f", "plus_one", "wrap"), ("g", "plus_one", "wrap"))
+    importlib.reload(coati.home)
+    fresh = dict(vars(coati.home))
+    undo(ledger)
+    assert dict(vars(coati.home)) == fresh
+
+
+def test_source_that_was_edited_after_the_plan_is_refused(small):
+    import coati.home
+
+    site = Site(
+        "coati.home:f",
+        "ours:plus_one",
+        GENERATIONS,
+        mode="wrap",
+        fits={"here": small.function("coati.home", "f").fingerprint},
+    )
+    steps = plan_steps([Patch("p", "", (site,))], small, "strict")
+    file = small.root / "home.py"
+    file.write_text(HOME.replace("def f(x):\n    return x", "def f(x):\n    return -x"))
+    with pytest.raises(RefusedError, match=r"f was edited in .*home.py after the plan"):
+        writes_for(steps, {"coati.home": coati.home})

@@ -101,7 +101,10 @@ def test_the_structural_policy_lets_an_edited_body_through_and_says_so(edited):
     edit_body(edited)
     step = next(s for s in make_plan({"policy": "structural"}).steps if s.patch == "eos_pooling")
     assert step.state == "pending"
-    assert "fits in structure; differs from upstream's" in step.reason
+    told = (
+        r"fits in structure; your edit at line (\d+) will be overwritten: differs from upstream's "
+    )
+    assert re.match(told + r".* in line \1 `print", step.reason)
 
 
 def test_the_structural_policy_refuses_another_signature(edited):

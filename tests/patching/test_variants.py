@@ -9,7 +9,7 @@ import pytest
 
 import coati_ext
 from coati_ext.errors import InputError, UnknownNameError
-from coati_ext.patching.patch import GENERATIONS, Site
+from coati_ext.patching.patch import GENERATIONS, Reliance, Site
 from coati_ext.patching.variants import Trees, is_commit, with_variants
 
 TREES = Trees(
@@ -114,10 +114,15 @@ def test_sites_without_a_fingerprint_are_left_alone(small):
     assert with_variants(sites, small, "mine") == sites
 
 
+def test_a_reliance_gets_what_fits(small):
+    (found,) = with_variants([Reliance("m:f", GENERATIONS, "does it")], small, "mine")
+    assert found.fits == {"v1 .. v3": "00000001-00000002"}
+    with pytest.raises(UnknownNameError, match="m:g, which patch mine needs"):
+        with_variants([Reliance("m:g", GENERATIONS, "does it")], small, "mine")
+
+
 def test_a_missing_target_is_told_with_the_way_in(small):
-    with pytest.raises(
-        UnknownNameError, match=r"m:g, which patch mine changes: .*did you mean m:f"
-    ):
+    with pytest.raises(UnknownNameError, match=r"m:g, which patch mine needs: .*did you mean m:f"):
         with_variants([site("m:g")], small, "mine")
 
 

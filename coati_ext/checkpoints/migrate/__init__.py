@@ -11,23 +11,40 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, Dict
 
 import torch
 
 from coati_ext import __version__
-from coati_ext.checkpoints import stamp
-from coati_ext.checkpoints.migrate.checkpoint import RewardModel, Weights, read_weights
+from coati_ext.checkpoints import atomic, stamp
+from coati_ext.checkpoints.migrate.checkpoint import (
+    RewardModel,
+    Weights,
+    load_config,
+    read_weights,
+)
 from coati_ext.checkpoints.migrate.data import ANSWERS, load_tokenizer, read_pairs, split
-from coati_ext.checkpoints.migrate.features import batches_of, compute, open_part
-from coati_ext.checkpoints.migrate.head import Head, accuracy, correlation, fit, loss, ranks
+from coati_ext.checkpoints.migrate.features import Features, batches_of, compute, open_part
+from coati_ext.checkpoints.migrate.head import (
+    Head,
+    accuracy,
+    chance_of,
+    changes,
+    correlation,
+    fit,
+    loss,
+    ranks,
+)
 from coati_ext.checkpoints.migrate.task import Task
-from coati_ext.errors import InputError
+from coati_ext.errors import InputError, in_a_line
 
-__all__ = ["Task", "migrate"]
+__all__ = ["Features", "Task", "migrate"]
 
 Facts = Dict[str, Any]
+LEVEL = 0.05
+"""Losses of held-out pairs that are less probable than this are no chance."""
 
 
 def migrate(task: Task) -> Facts:
@@ -41,10 +58,13 @@ def migrate(task: Task) -> Facts:
     pairs = read_pairs(task.data)
     fitted, held_out = split(len(pairs), task.held_out)
     _check_stamp(task.checkpoint)
-    tokenizer = load_tokenizer(task.tokenizer)
+    config = load_config(task.pretrained)
+    tokenizer = load_tokenizer(
+        task.tokenizer or task.pretrained, "--tokenizer" if task.tokenizer else "--pretrained"
+    )
     weights = read_weights(task.checkpoint)
     device = _device(task.device)
-    model = RewardModel(weights, task.pretrained, device, str(task.checkpoint))
+    model = RewardModel(weights, config, task.pretrained, device, str(task.checkpoint))
     _check_length(task, model)
     open_part(task, model, tokenizer)
     features, resumed = compute(task, model, tokenizer, pairs)
@@ -56,9 +76,16 @@ def migrate(task: Task) -> Facts:
     drop = features.old[fitted].double().mean() - refitted(features.hidden[fitted]).mean()
     # Round to the checkpoint's dtype first, so that the metrics describe the written head.
     new = Head(weight.unsqueeze(0).to(old.weight.dtype), drop.view(1).to(old.bias.dtype))
+    if not (new.weight.isfinite().all() and new.bias.isfinite().all()):
+        raise InputError(
+            f"the re-fitted head does not fit into the {old.weight.dtype} of {task.checkpoint}: "
+            "cast the checkpoint to torch.float32 first"
+        )
 
     hidden, before = features.hidden[held_out], features.old[held_out].double()
     unfitted, after = old(hidden), new(hidden)
+    lost, won = changes(before, after)
+    chance = chance_of(lost, won)
     _write(task, model.with_head(weights, new), tokenizer, model.prefix)
     return {
         "checkpoint": str(task.checkpoint),
@@ -72,6 +99,12 @@ def migrate(task: Task) -> Facts:
                 "refitted": measure(after),
             }
             for name, measure in (("pair_accuracy", accuracy), ("held_out_loss", loss))
+        },
+        "held_out_change": {
+            "lost": lost,
+            "won": won,
+            "probability_by_chance": chance,
+            "worse": chance < LEVEL,
         },
         "fitting_loss": {
             "read_at_eos": loss(old(features.hidden[fitted])),
@@ -102,6 +135,10 @@ def _check_output(task: Task) -> None:
         raise InputError(f"{task.output} exists and is not overwritten: give another --output")
     if not task.output.parent.is_dir():
         raise InputError(f"there is no folder {task.output.parent} for --output")
+    if task.checkpoint.is_dir() and task.checkpoint.samefile(task.output.parent):
+        raise InputError(
+            f"--output {task.output} would lie in the folder of the checkpoint: give another folder"
+        )
 
 
 def _check_stamp(checkpoint: Path) -> None:
@@ -126,7 +163,9 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
+        item = torch.ones(1, device=name)
+        item.cpu()  # as a meta tensor cannot
+        return item.device
     except Exception as error:  # each backend has its own
         raise InputError(f"--device {name} cannot be used here: {error}") from error
 
@@ -144,8 +183,11 @@ def _write(task: Task, weights: Weights, tokenizer: Any, prefix: str) -> None:
         digest="",
     )
     stamp.put(weights, mark, prefix.rstrip("."))
-    new = task.part / "checkpoint.new"
-    torch.save(weights, str(new))
-    _check_output(task)  # again: the file may have appeared during the computation
-    os.replace(str(new), str(task.output))
-    shutil.rmtree(str(task.part))
+    new = task.part / "checkpoint"
+    try:
+        atomic.put(new, partial(torch.save, weights))
+        _check_output(task)  # again: the file may have appeared during the computation
+        os.replace(str(new), str(task.output))
+        shutil.rmtree(str(task.part))
+    except (OSError, RuntimeError) as error:  # RuntimeError: torch's own writer
+        raise InputError(f"cannot write {task.output}: {in_a_line(error)}") from error

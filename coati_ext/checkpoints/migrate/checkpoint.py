@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from coati_ext import tensors
+from coati_ext._json import parse_json
 from coati_ext.checkpoints.migrate.head import Head
-from coati_ext.errors import InputError
+from coati_ext.errors import InputError, in_a_line
 from coati_ext.rollout.models import frame_inputs
 
 Weights = Dict[str, Tensor]
@@ -23,7 +24,7 @@ def read_weights(checkpoint: Path) -> Weights:
     """The state dict of a checkpoint: one file, or a folder of shards with its index.
 
     Raises:
-        InputError: it does not exist or is not a checkpoint.
+        InputError: it does not exist, is not a checkpoint or has numbers that are none.
     """
     weights: Weights = OrderedDict()
     files = files_of(checkpoint)
@@ -31,14 +32,28 @@ def read_weights(checkpoint: Path) -> Weights:
         if not file.name.endswith(".index.json"):
             try:
                 found = _load(file)
-            except Exception as error:
-                raise InputError(f"cannot read the weights in {file}: {error}") from error
-            if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
-                raise InputError(f"{file} holds no state dict, but {type(found).__name__}")
+            except Exception as error:  # of many kinds, and torch 1.13 gives but a number
+                raise InputError(f"{file} is not a checkpoint: {in_a_line(error)}") from error
+            _check(found, file)
             if len(files) == 1 and isinstance(found, OrderedDict):
                 return found  # unchanged, to keep its _metadata
             weights.update(found)
     return weights
+
+
+def _check(found: Any, file: Path) -> None:
+    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
+        raise InputError(f"{file} holds no state dict, but {type(found).__name__}")
+    names = [key for key in found if not isinstance(key, str)]
+    if names:
+        raise InputError(f"{file} holds no state dict: a key is {names[0]!r}")
+    broken = [key for key, value in found.items() if _counts(key) and not value.isfinite().all()]
+    if broken:
+        raise InputError(
+            f"{file} has numbers that are nan or infinite in {', '.join(broken[:5])}"
+            + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+            + ": its training diverged, or the file is damaged"
+        )
 
 
 def files_of(checkpoint: Path) -> List[Path]:
@@ -54,8 +69,9 @@ def files_of(checkpoint: Path) -> List[Path]:
             "shards: give a file of weights, or the folder that ColossalAI wrote the shards to"
         )
     try:
-        shards = sorted(set(json.loads(indices[0].read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        places = parse_json(indices[0].read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted({os.fspath(name) for name in places.values()})
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise InputError(f"{indices[0]} is no index of shards: {error!r}") from error
     missing = [name for name in shards if not (checkpoint / name).is_file()]
     if missing:
@@ -75,7 +91,7 @@ class RewardModel:
     """A checkpoint's backbone and value head, without coati."""
 
     def __init__(
-        self, weights: Weights, pretrained: str, device: torch.device, source: str
+        self, weights: Weights, config: Any, pretrained: str, device: torch.device, source: str
     ) -> None:
         heads = [key for key in weights if key.endswith("value_head.weight")]
         if len(heads) != 1:
@@ -88,12 +104,23 @@ class RewardModel:
             self.head = Head(weights[heads[0]], weights[self.prefix + "value_head.bias"])
         except KeyError as error:
             raise InputError(f"{source} has no {error}, which a value head needs") from error
+        weight, bias = self.head.weight, self.head.bias
+        scores_one = weight.dim() == 2 and len(weight) == 1 and bias.shape == (1,)
+        if not scores_one or not weight.is_floating_point():
+            raise InputError(
+                f"the value head in {source} has a weight of {tuple(weight.shape)} and a bias of "
+                f"{tuple(bias.shape)}, expected real numbers of (1, hidden size) and (1,)"
+            )
         inner = self.prefix + "model."
         own = {key[len(inner) :]: weights[key] for key in weights if key.startswith(inner)}
         # On a CPU half precision is slow or not implemented.
         dtype = self.head.weight.dtype if device.type != "cpu" else torch.float32
         self.device = device
-        self.backbone = _backbone(folded(own), pretrained, source).to(device, dtype).eval()
+        try:
+            own = folded(own)
+        except (KeyError, RuntimeError) as error:
+            raise InputError(f"the LoRA weights in {source} do not fit: {error}") from error
+        self.backbone = _backbone(own, config, pretrained, source).to(device, dtype).eval()
 
     def with_head(self, weights: Weights, head: Head) -> Weights:
         """The weights with another head; keys and dtypes are unchanged."""
@@ -108,6 +135,11 @@ class RewardModel:
         ids, mask = tensors.left_frame(ids, tensors.token_mask(ids, mask))
         output = self.backbone(ids, **frame_inputs(self.backbone, mask))
         last: Tensor = output["last_hidden_state"][:, -1]
+        if last.size(1) != self.head.weight.size(1):
+            raise InputError(
+                f"the value head takes {self.head.weight.size(1)} components, but the backbone of "
+                f"--pretrained gives {last.size(1)}"
+            )
         return last.float().cpu()
 
     def mean_pooled(self, rows: Dict[str, Tensor]) -> Tensor:
@@ -144,16 +176,28 @@ def folded(weights: Weights) -> Weights:
     return merged
 
 
-def _backbone(weights: Weights, pretrained: str, source: str) -> Any:
-    """Build the backbone from its configuration, and load the weights with a strict check."""
-    from transformers import AutoConfig, AutoModel
+def load_config(pretrained: str) -> Any:
+    """The configuration of the backbone.
+
+    Raises:
+        InputError: there is none.
+    """
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--pretrained {pretrained} has no configuration: {error}") from error
+    except Exception as error:  # of many kinds
+        told = in_a_line(error)
+        raise InputError(f"--pretrained {pretrained} has no configuration: {told}") from error
     config.use_cache = False
     config.torch_dtype = torch.float32  # the configuration may name the dtype of its own weights
+    return config
+
+
+def _backbone(weights: Weights, config: Any, pretrained: str, source: str) -> Any:
+    """Build the backbone from its configuration, and load the weights with a strict check."""
+    from transformers import AutoModel
+
     model = AutoModel.from_config(config)
     embedding = model.get_input_embeddings()
     name = next(n for n, value in model.named_parameters() if value is embedding.weight)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
-from coati_ext.errors import InputError
+from coati_ext._json import parse_json
+from coati_ext.errors import InputError, in_a_line
 
 FIELDS = ("prompt", "chosen", "rejected")
 ANSWERS = ("chosen", "rejected")
@@ -24,7 +24,8 @@ class Pair:
 
 
 def read_pairs(file: Path) -> List[Pair]:
-    """The preference pairs of a JSON Lines file.
+    """The preference pairs of a JSON Lines file. One that comes again counts once: it must not be
+    fitted on and measured with.
 
     Raises:
         InputError: the file cannot be read, or lines are not pairs; the first of them are named.
@@ -33,27 +34,29 @@ def read_pairs(file: Path) -> List[Pair]:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the pairs in {file}: {error}") from error
-    pairs, problems = [], []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                pairs.append(_pair(line, number))
-            except InputError as error:
-                problems.append(f"  line {number}: {error}")
+    lines = [(n, line) for n, line in enumerate(text.split("\n"), start=1) if line.strip()]
+    pairs: Dict[Tuple[str, ...], Pair] = {}
+    problems = []
+    for number, line in lines:
+        try:
+            pair = _pair(line, number)
+            pairs.setdefault(tuple(pair.texts.values()), pair)
+        except InputError as error:
+            problems.append(f"  line {number}: {error}")
     if problems:
         more = f"\n  and {len(problems) - 5} more lines" if len(problems) > 5 else ""
         raise InputError(
-            f"{len(problems)} of {len(problems) + len(pairs)} lines of {file} are no preference "
+            f"{len(problems)} of {len(lines)} lines of {file} are no preference "
             'pairs; expected {"prompt": "...", "chosen": "...", "rejected": "..."} on each\n'
             + "\n".join(problems[:5])
             + more
         )
-    return pairs
+    return list(pairs.values())
 
 
 def _pair(line: str, number: int) -> Pair:
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError as error:
         raise InputError(f"no JSON: {error}") from error
     if not isinstance(record, dict):
@@ -72,8 +75,10 @@ def split(pairs: int, share: float) -> Tuple[List[int], List[int]]:
     """The indices of the fitted and of the held-out pairs; deterministic.
 
     Raises:
-        InputError: one of the two sets would be empty.
+        InputError: the share is none, or one of the two sets would be empty.
     """
+    if not 0 < share < 1:  # nan is not, either
+        raise InputError(f"--held-out {share:g}: a share of the pairs between 0 and 1 was expected")
     count = round(pairs * share)
     if not 0 < count < pairs:
         raise InputError(
@@ -84,8 +89,12 @@ def split(pairs: int, share: float) -> Tuple[List[int], List[int]]:
     return [pair for pair in range(pairs) if pair not in held_out], sorted(held_out)
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, option: str) -> Any:
     """Load the tokenizer; if it has no pad token, EOS becomes the pad token.
+
+    Args:
+        name: a folder or a name of the hub.
+        option: the option that gave it, for messages.
 
     Raises:
         InputError: there is no such tokenizer, or it has no EOS token.
@@ -94,8 +103,11 @@ def load_tokenizer(name: str) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise InputError(f"there is no tokenizer in {name}: {error}") from error
+    except Exception as error:  # of many kinds
+        raise InputError(
+            f"there is no tokenizer in {option} {name}: {in_a_line(error)}. Give the --tokenizer "
+            "that the model was trained with"
+        ) from error
     if tokenizer.eos_token is None:
         raise InputError(f"the tokenizer in {name} has no eos_token, which ends every answer")
     if tokenizer.pad_token is None:

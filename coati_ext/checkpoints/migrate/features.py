@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, List, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 import torch
 from rich.console import Console
@@ -16,7 +14,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from coati_ext import __version__
-from coati_ext.checkpoints import atomic, stamp
+from coati_ext.checkpoints import atomic, seal, stamp
 from coati_ext.checkpoints.migrate.checkpoint import RewardModel, files_of
 from coati_ext.checkpoints.migrate.data import ANSWERS, Pair
 from coati_ext.checkpoints.migrate.task import Task
@@ -38,7 +36,11 @@ class Features:
 def compute(
     task: Task, model: RewardModel, tokenizer: Any, pairs: Sequence[Pair]
 ) -> Tuple[Features, int]:
-    """The features of all pairs, and how many batches were read from an earlier run."""
+    """The features of all pairs, and how many batches were read from an earlier run.
+
+    Raises:
+        InputError: the model gives numbers that are nan or infinite; names the first line.
+    """
     end_kept = copy.deepcopy(tokenizer)
     end_kept.padding_side = end_kept.truncation_side = "left"
     cut = {"max_length": task.max_length, "truncation": True, "return_tensors": "pt"}
@@ -59,9 +61,22 @@ def compute(
                 item = {"hidden": hidden.view(shape), "old": old.view(shape[:2])}
                 atomic.put(file, partial(torch.save, item))
             found.append(torch.load(str(file), weights_only=True))
+            _require_finite(found[-1], batch)
     return Features(
         **{name: torch.cat([item[name] for item in found]) for name in found[0]}
     ), resumed
+
+
+def _require_finite(item: Dict[str, Tensor], batch: Sequence[Pair]) -> None:
+    finite = item["hidden"].isfinite().all(dim=-1) & item["old"].isfinite()  # (B, 2)
+    for pair, answers in zip(batch, finite.tolist()):
+        for answer, good in zip(ANSWERS, answers):
+            if not good:
+                raise InputError(
+                    f"the model's hidden state or score is nan or infinite for the {answer} answer "
+                    f"of line {pair.line}, so no head can be fitted to it: is --pretrained the one "
+                    "that it was trained from, and does its precision hold such numbers?"
+                )
 
 
 def batches_of(pairs: Sequence[Pair], size: int) -> List[Sequence[Pair]]:
@@ -70,22 +85,32 @@ def batches_of(pairs: Sequence[Pair], size: int) -> List[Sequence[Pair]]:
 
 
 def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
-    """Create the folder of features, or check that an existing one is of the same task."""
+    """Create the folder of features, or check that an existing one is of the same task.
+
+    Raises:
+        InputError: it cannot be made, or is another task's.
+    """
     pads = f"{tokenizer.pad_token_id} on the {tokenizer.padding_side}"
     plan = {
         "coati-ext": __version__,
-        "checkpoint": _sha256(files_of(task.checkpoint)),
+        "checkpoint": seal.seals_of(files_of(task.checkpoint)),
         "pretrained": task.pretrained,
-        "data": _sha256([task.data]),
+        "data": seal.seals_of([task.data]),
         "tokenizer": f"{stamp.tokenizer_fingerprint(tokenizer)}, pads {pads}",
         "max_length": task.max_length,
         "batch_size": task.batch_size,
         "device": model.device.type,
     }
-    task.part.mkdir(exist_ok=True)
     file = task.part / _PLAN
-    if all(item.name.startswith(_PLAN) for item in task.part.iterdir()):
-        atomic.put(file, lambda new: new.write_text(json.dumps(plan, indent=2), encoding="utf-8"))
+    text = json.dumps(plan, indent=2)
+    try:
+        task.part.mkdir(exist_ok=True)
+        if all(item.name.startswith(_PLAN) for item in task.part.iterdir()):
+            atomic.put(file, lambda new: new.write_text(text, encoding="utf-8"))
+    except FileExistsError:
+        pass  # a file, as the next lines tell
+    except OSError as error:
+        raise InputError(f"cannot write into {task.part}: {error.strerror}") from error
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
         differing = [name for name in plan if found.get(name) != plan[name]]
@@ -100,12 +125,3 @@ def open_part(task: Task, model: RewardModel, tokenizer: Any) -> None:
             f"{task.part} is what another run has computed so far:{told}\nGive what it was given "
             "to go on with it, or remove that folder to start anew"
         )
-
-
-def _sha256(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
-    return digest.hexdigest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Optional
+from math import comb
+from typing import Optional, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +64,25 @@ def fit(hidden: Tensor, start: Tensor) -> Tensor:
 def accuracy(scores: Tensor) -> float:
     """The share of pairs (N, 2) whose chosen answer scores higher."""
     return float((scores[:, 0] > scores[:, 1]).double().mean())
+
+
+def changes(before: Tensor, after: Tensor) -> Tuple[int, int]:
+    """How many pairs (N, 2) were ranked right before and are not after, and the other way round."""
+    right, still = (scores[:, 0] > scores[:, 1] for scores in (before, after))
+    return int((right & ~still).sum()), int((~right & still).sum())
+
+
+def chance_of(lost: int, won: int) -> float:
+    """The probability of so many losses or more, if a changed pair is lost or won by equal chance.
+
+    This is McNemar's exact test, one-sided: the pairs that are ranked as before say nothing.
+    """
+    changed = lost + won
+    ways = cases = comb(changed, lost)
+    for number in range(lost, changed):
+        ways = ways * (changed - number) // (number + 1)  # comb(changed, number + 1)
+        cases += ways
+    return cases / (1 << changed)
 
 
 def loss(scores: Tensor) -> float:

@@ -15,6 +15,7 @@ class Task:
     data: Path
     output: Path
     tokenizer: str
+    """Empty for that of ``pretrained``."""
     max_length: int = 512
     batch_size: int = 8
     held_out: float = 0.1

@@ -128,6 +128,12 @@ _ROWS = (
         "rows:measure_widths",
     ),
     (
+        "lost experience",
+        "share of its own experience that a rank does not train on, one of two ranks",
+        _WHOLE,
+        "rows:measure_lost_experience",
+    ),
+    (
         "inference tensors",
         "tensors of an Experience that no step can train on without a copy",
         ("G4",),

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import coati_ext
 from coati_ext.testing import cpu_only, tiny_tokenizer
+from helpers.processes import server
 
 G12 = pytest.mark.generations("G1", "G2")
 G34 = pytest.mark.generations("G3", "G4")
@@ -160,13 +164,29 @@ PAIRS = [
 ]
 
 
-@G34
-def test_preference_collator(on, side, pad):
+def preference_loader(tokenizer, data=PAIRS, wrap=lambda collate: collate, **given):
     from coati.dataset import DataCollatorForPreferenceDataset
 
-    tokenizer = tiny_tokenizer(pad=pad, padding_side=side)
-    given = json.loads(json.dumps(PAIRS))
-    batch = DataCollatorForPreferenceDataset(tokenizer=tokenizer, max_length=8)(given)
+    collate = wrap(DataCollatorForPreferenceDataset(tokenizer=tokenizer, max_length=8))
+    return DataLoader(data, batch_size=len(data), collate_fn=collate, **given)
+
+
+def reward_trainer(train, evaluate=None):
+    """A trainer of reward models, as far as it concerns its loaders."""
+    from coati.trainer import RewardModelTrainer
+
+    trainer = RewardModelTrainer.__new__(RewardModelTrainer)
+    trainer._before_fit(train, evaluate)
+    return trainer
+
+
+def only_batch(loader):
+    (batch,) = loader
+    return batch
+
+
+def check_preferences(batch, tokenizer):
+    """The rows of ``PAIRS`` left-padded to 8 columns, cut at their heads."""
     kept = {
         "chosen": [[1, 5, 6, 2], [1, 14, 15, 16, 17, 18, 19, 2]],
         "reject": [[1, 5, 7, 8, 9, 2], [23, 24, 25, 26, 27, 28, 29, 2]],
@@ -185,8 +205,107 @@ def test_preference_collator(on, side, pad):
         assert batch[f"{answer}_loss_mask"][0].long().tolist() == [0] * (9 - real) + [1] * (
             real - 1
         )
+
+
+@G34
+def test_the_rows_of_reward_model_training(on, side, pad):
+    tokenizer = tiny_tokenizer(pad=pad, padding_side=side)
+    given = json.loads(json.dumps(PAIRS))
+    trainer = reward_trainer(*(preference_loader(tokenizer, given) for _ in range(2)))
+    for loader in (trainer.train_dataloader, trainer.eval_dataloader):
+        check_preferences(only_batch(loader), tokenizer)
     assert given == PAIRS
     assert (tokenizer.padding_side, tokenizer.truncation_side) == (side, "right")
+
+
+class Marked:
+    """A user's collate function, which adds something to the batch and patches its process."""
+
+    def __init__(self, collate):
+        self.collate = collate
+
+    def __call__(self, instances):
+        with coati_ext.applied():
+            return {**self.collate(instances), "process": os.getpid()}
+
+
+@G34
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        functools.partial,
+        lambda collate: lambda instances: collate(instances),
+        lambda collate: collate.__call__,
+        Marked,
+    ],
+)
+def test_the_rows_of_reward_model_training_however_the_collator_is_called(on, wrap):
+    tokenizer = tiny_tokenizer()
+    loader = preference_loader(tokenizer, wrap=wrap)
+    check_preferences(only_batch(reward_trainer(loader).train_dataloader), tokenizer)
+
+
+@G34
+@pytest.mark.once("a worker is a process of torch's on every stack")
+@pytest.mark.enough("G4", why="the loaders are torch's in each generation")
+def test_the_rows_of_reward_model_training_that_a_worker_collates(on):
+    """One that was not forked from this process, and that has read a batch before."""
+    tokenizer = tiny_tokenizer()
+    workers = {"num_workers": 1, "multiprocessing_context": server(), "persistent_workers": True}
+    loader = preference_loader(tokenizer, wrap=Marked, **workers)
+    before = only_batch(loader)
+    batch = only_batch(reward_trainer(loader).train_dataloader)
+    check_preferences(batch, tokenizer)
+    after = only_batch(loader)
+    assert os.getpid() not in (before["process"], batch["process"])
+    assert after["process"] == before["process"] != batch["process"]
+    assert all(after[key].equal(item) for key, item in before.items() if key != "process")
+
+
+@G34
+def test_only_the_trainer_of_reward_models_gets_other_rows(upstream, side):
+    """Who calls the collator, or reads the loader before, between or after, gets upstream's."""
+    tokenizer = tiny_tokenizer(padding_side=side)
+
+    def read():
+        loader = preference_loader(tokenizer)
+        first = only_batch(loader)
+        only_batch(reward_trainer(loader).train_dataloader)
+        return [first, only_batch(loader), loader.collate_fn(PAIRS)]
+
+    before = read()
+    with coati_ext.applied():
+        after = read()
+    assert all(old[key].equal(new[key]) for old, new in zip(before, after) for key in old)
+
+
+@G34
+def test_the_loaders_of_a_trainer_read_in_the_same_order(upstream):
+    """They share sampler and generator with those that it was given."""
+
+    def rows():
+        loader = DataLoader(
+            list(range(64)),
+            batch_size=4,
+            shuffle=True,
+            collate_fn=list,
+            generator=torch.Generator().manual_seed(3),
+        )
+        first = next(iter(loader))
+        trainer = reward_trainer(loader)
+        assert len(trainer.train_dataloader) == len(loader)
+        return [first, *trainer.train_dataloader, *trainer.train_dataloader]
+
+    before = rows()
+    with coati_ext.applied():
+        assert rows() == before
+
+
+@G34
+def test_batches_that_no_loader_collates_are_told(on):
+    with pytest.warns(UserWarning, match="the batches of a list: rows longer than max_length"):
+        trainer = reward_trainer([{}])
+    assert trainer.train_dataloader == [{}]
 
 
 @G34
@@ -212,42 +331,13 @@ def test_prompt_collator(on, side, pad):
 
 @G34
 def test_an_empty_row_is_named(on):
-    from coati.dataset import DataCollatorForPreferenceDataset, DataCollatorForPromptDataset
+    from coati.dataset import DataCollatorForPromptDataset
 
     with pytest.raises(ValueError, match="row 1 of the batch has no token"):
         DataCollatorForPromptDataset(tiny_tokenizer(), 8)([{"input_ids": [5]}, {"input_ids": []}])
+    loader = preference_loader(tiny_tokenizer(), [preference([], [5, 2], prompt=0)])
     with pytest.raises(ValueError, match="row 0 of the batch has no token"):
-        DataCollatorForPreferenceDataset(tiny_tokenizer(), 8)([preference([], [5, 2], prompt=0)])
-
-
-@G34
-@pytest.mark.parametrize("trainer", ["DPOTrainer", "ORPOTrainer"])
-def test_dpo_and_orpo_batches_do_not_change(upstream, trainer, side):
-    """The collator is shared with the reward model; a trainer of actors keeps upstream's rows."""
-    import coati.dataset
-    import coati.trainer
-    from torch.utils.data import DataLoader
-
-    if not hasattr(coati.trainer, trainer):
-        pytest.skip(f"this release has no {trainer}")
-    cls = getattr(coati.trainer, trainer)
-
-    def batches():
-        tokenizer = tiny_tokenizer(padding_side=side)
-        collator = coati.dataset.DataCollatorForPreferenceDataset(tokenizer, max_length=8)
-        loader = DataLoader(PAIRS, batch_size=2, collate_fn=collator)
-        trainer = cls.__new__(cls)
-        trainer.plugin = None
-        cls._before_fit(
-            trainer, train_preference_dataloader=loader, eval_preference_dataloader=None
-        )
-        return next(iter(trainer.train_dataloader))
-
-    before = batches()
-    with coati_ext.applied():
-        after = batches()
-    assert before.keys() == after.keys()
-    assert all(before[key].equal(after[key]) for key in before)
+        only_batch(reward_trainer(loader).train_dataloader)
 
 
 @G34

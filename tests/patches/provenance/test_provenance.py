@@ -17,10 +17,10 @@ import pytest
 import torch
 
 import coati_ext
-from coati_ext.checkpoints import stamp
+from coati_ext.checkpoints import seal, stamp
 from coati_ext.errors import ConfigError, StampError
 from coati_ext.launch.installation import version_of
-from coati_ext.patches.provenance import this_run, tokenizers
+from coati_ext.patches.provenance import judgement, this_run, tokenizers
 from coati_ext.testing import (
     cpu_only,
     cpu_plugins,
@@ -45,7 +45,8 @@ with_colossalai = pytest.mark.skipif(
 
 @pytest.fixture(autouse=True)
 def rows(monkeypatch):
-    """Each test begins in a process that has seen no tokenizer."""
+    """Each test begins in a process that has seen no tokenizer and loaded no model."""
+    monkeypatch.setattr(judgement, "_of_reward_models", set())
     for name, value in vars(this_run.RowsSeen()).items():
         monkeypatch.setattr(this_run.rows_seen, name, value)
 
@@ -260,11 +261,11 @@ def test_a_stamp_says_what_the_model_was_trained_with(upstream):
             "version": coati_ext.__version__,
             "digest": report.digest,
         }
-        assert reward_model.state_dict()._metadata[""]["coati_ext"] == expected
+        assert stamp_in(reward_model.state_dict()).as_dict() == expected
         critic = tiny_critic("gpt2")
         del critic.coati_ext_stamp  # as if it were trained: it began as a reward model
         expected.update(kind="critic", pooling="before each token")
-        assert critic.state_dict()._metadata[""]["coati_ext"] == expected
+        assert stamp_in(critic.state_dict()).as_dict() == expected
         inside = torch.nn.ModuleDict({"rm": reward_model}).state_dict()._metadata
         assert inside["rm"]["coati_ext"]["kind"] == "reward model"
 
@@ -368,8 +369,64 @@ def test_a_critic_starts_from_a_reward_model_and_is_only_warned(upstream):
             critic.load_state_dict(weights)
         with pytest.warns(UserWarning, match=r"another form \(end_token\)"):
             critic.load_state_dict(stamped_as(trained(), end_token=3))
-        del weights._metadata
-        critic.load_state_dict(weights)  # a notice, in G1 too
+
+
+def check_told_of_a_critic(load, upstream, capfd, name):
+    """Loading tells where these weights may come from: a warning in G3 and G4, else a line."""
+    capfd.readouterr()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        load()
+    late = upstream.generation in ("G3", "G4")
+    warned = [str(it.message) for it in seen if "stamp" in str(it.message)]
+    noted = [line for line in capfd.readouterr().err.splitlines() if "coati-ext: " in line]
+    (told,) = warned if late else noted
+    assert not (noted if late else warned)
+    assert "it carries no stamp, so it is a reward model or a critic of a run without" in told
+    assert ("grow with the length of the answer" in told) == late
+    assert told.endswith("start from the reward model instead")
+    assert name in told
+
+
+def test_what_is_known_of_an_unstamped_critic_is_told(upstream, capfd):
+    """Upstream's PPO trains it for other values: a run that went on from one collapsed."""
+    weights = tiny_critic("gpt2", seed=1).state_dict()
+    critic, silent, upstreams = (tiny_critic("gpt2") for _ in range(3))
+    with coati_ext.applied():
+        check_told_of_a_critic(
+            lambda: critic.load_state_dict(weights), upstream, capfd, f"{__file__}:"
+        )
+        with warnings.catch_warnings():  # and told once
+            warnings.simplefilter("error", UserWarning)
+            critic.load_state_dict(weights)
+        assert "stamp" not in capfd.readouterr().err
+    with coati_ext.applied(IGNORE), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        silent.load_state_dict(weights)
+        assert "stamp" not in capfd.readouterr().err
+    with coati_ext.applied({"rollout": {"enabled": False}}), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        upstreams.load_state_dict(weights)
+        assert "taken for a critic that was trained as this run uses it" in capfd.readouterr().err
+
+
+@pytest.mark.enough("G1", "G4", why="they have one notice and one warning")
+@with_colossalai
+def test_a_critic_may_start_from_the_reward_models_unstamped_checkpoint(upstream, capfd, tmp_path):
+    path, other = str(tmp_path / "rm.bin"), str(tmp_path / "other.bin")
+    for name in (path, other):
+        booster().save_model(tiny_reward_model("gpt2", seed=1), name)
+    with coati_ext.applied({"eos_pooling": {"enabled": False}}):  # G1's would be refused
+        booster().load_model(tiny_reward_model("gpt2"), path)
+        critic = tiny_critic("gpt2")
+        capfd.readouterr()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            booster().load_model(critic, path)
+        assert "stamp" not in capfd.readouterr().err
+        check_told_of_a_critic(
+            lambda: booster().load_model(tiny_critic("gpt2"), other), upstream, capfd, other
+        )
 
 
 def test_an_actor_is_nobodys_business(upstream, tmp_path):
@@ -420,8 +477,27 @@ def test_ppo_stops_where_another_token_ends_a_row(upstream):
         models = tiny_models("gpt2")
         models.reward_model.load_state_dict(weights)
         maker = experience_maker(models, tokenizer=tokenizer)
-        with pytest.raises(StampError, match="end_token"):
+        with pytest.raises(StampError, match="end_token") as error:
             rollout(maker, tokenizer)
+        assert str(error.value).startswith(f"the state dict that {__file__}:")
+        assert f"loads into a {type(models.reward_model).__name__}: this rew" in str(error.value)
+
+
+@pytest.mark.enough("G1", "G4", why="the loader is ColossalAI's in each generation")
+@with_colossalai
+def test_a_rollout_that_stops_names_the_checkpoint(upstream, tmp_path):
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(9)
+    path = str(tmp_path / "rm")
+    with coati_ext.applied():
+        booster().save_model(trained(), path, shard=True)
+        models = tiny_models("gpt2")
+        booster().load_model(models.reward_model, path)
+        models = models._replace(reward_model=pickle.loads(pickle.dumps(models.reward_model)))
+        maker = experience_maker(models, tokenizer=tokenizer)
+        with pytest.raises(StampError, match="end_token") as error:
+            rollout(maker, tokenizer)
+        assert str(error.value).startswith(f"{path}: this reward model was trained in another form")
 
 
 @pytest.mark.generations("G3", "G4")
@@ -561,13 +637,32 @@ def test_a_corrupt_stamp_is_an_error_that_names_its_file(upstream, tmp_path):
             booster().load_model(trained(), str(tmp_path / "rm"))
 
 
+@with_colossalai
+@pytest.mark.enough("G1", why="a Booster and a stamp file are the same in all generations")
+def test_a_seal_of_0_3_0_is_taken_and_told(upstream, tmp_path, capfd):
+    folder = tmp_path / "rm"
+    with coati_ext.applied():
+        booster().save_model(trained(), str(folder), shard=True)
+        content = json.loads((folder / stamp.FILE).read_text())
+        del content["checksum"]
+        content["version"] = "0.3.0"
+        content["weights"] = {it.name: seal._sampled_seal(it) for it in seal.weights_of(folder)}
+        (folder / stamp.FILE).write_text(json.dumps(content))
+        booster().load_model(trained(), str(folder))
+        told = capfd.readouterr().err
+        assert f"{folder}: its stamp was sealed by coati-ext 0.3.0, which hashed samples" in told
+        booster().save_model(trained(), str(folder), shard=True)
+        booster().load_model(trained(), str(folder))
+        assert "0.3.0" not in capfd.readouterr().err
+
+
 def test_a_corrupt_stamp_in_a_state_dict_is_an_error(upstream):
     with coati_ext.applied():
         model = trained()
         for wrong in ("text", {"kind": "reward model"}, None):
             weights = model.state_dict()
             weights._metadata[""]["coati_ext"] = wrong
-            with pytest.raises(StampError, match="corrupt in a state dict"):
+            with pytest.raises(StampError, match=f"corrupt in the state dict that {__file__}:"):
                 model.load_state_dict(weights)
 
 
@@ -584,7 +679,7 @@ KILLED = """
     import os, signal, sys
     import torch
     import coati_ext
-    from coati_ext.checkpoints import stamp
+    from coati_ext.checkpoints import seal, stamp
     from coati_ext.patches.provenance import this_run, tokenizers
     from coati_ext.testing import tiny_reward_model
     from colossalai.booster import Booster

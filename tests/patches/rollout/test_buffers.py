@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from contextlib import nullcontext
 from dataclasses import fields
 from importlib import import_module
 
@@ -31,6 +32,7 @@ from helpers.ppo_steps import (
     tokenizer_for,
     trainer_of,
 )
+from helpers.processes import on_two_ranks
 
 PAD = 0
 ATOL = 5e-6  # float32, and the wider batch sums in another order than the rollout
@@ -289,3 +291,57 @@ def test_rows_without_an_attention_mask_keep_their_tokens(on):
     assert stacked.attention_mask is None
     assert stacked.sequences[:2, 4:9].equal(short.sequences)
     assert stacked.sequences[2].equal(long.sequences[0])
+
+
+# --- which rows of its buffer a rank trains on ----------------------------------------------------
+
+
+def trained_on(rank, cases):
+    """For each case, the rows of its own that a rank's loader gives in each of ten epochs."""
+    found = []
+    for patched, counts in cases:
+        with cpu_only(), coati_ext.applied() if patched else nullcontext():
+            found.append([sorted(rows) for rows in epochs_of(loader_of(counts[rank]))])
+    return found
+
+
+def loader_of(count):
+    """The loader of a buffer of so many rows, in pairs; the reward of a row is its number."""
+    buffer = buffer_class()(sample_batch_size=2)
+    if count:
+        made = made_up([3] * count, [2] * count)
+        made.reward = torch.arange(count)
+        buffer.append(made)
+    home = import_module("coati.trainer.strategies.ddp")
+    strategy = home.DDPStrategy.__new__(home.DDPStrategy)  # the processes are joined already
+    if hasattr(home, "TorchDDPPlugin"):
+        strategy.plugin = home.TorchDDPPlugin()
+    return strategy.setup_dataloader(buffer)
+
+
+def epochs_of(loader):
+    for epoch in range(10):
+        if isinstance(loader.sampler, torch.utils.data.DistributedSampler):
+            loader.sampler.set_epoch(epoch)  # as the trainer does
+        rows = []
+        for batch in loader:
+            torch.distributed.all_reduce(torch.ones(1))  # a step waits for the other rank
+            rows += batch.reward.tolist()
+        yield rows
+
+
+@pytest.mark.generations("G1", "G2")
+@pytest.mark.enough("G2", why="the stand-in of G1 has the same loader")
+def test_each_of_two_ranks_trains_on_all_of_its_own_rows(upstream, tmp_path):
+    """D41: upstream gives the half of a rank's rows to the other, which has rows of its own."""
+    if (upstream.package / "trainer" / "strategies" / "naive.py").exists():
+        pytest.skip("before v0.3.1 the loader has no sampler")
+    cases = [(False, [8, 8]), (True, [8, 8]), (True, [8, 5]), (True, [8, 0])]
+    ranks = on_two_ranks(trained_on, tmp_path, cases)
+    for rank, (unpatched, patched, uneven, empty) in enumerate(ranks):
+        assert {len(rows) for rows in unpatched} == {4}
+        assert patched == [[*range(8)]] * 10
+        # As many steps as the other takes, and no row is left out for good.
+        assert {len(rows) for rows in uneven} == {4}
+        assert {row for rows in uneven for row in rows} == {*range(cases[2][1][rank])}
+        assert empty == [[]] * 10

@@ -120,20 +120,6 @@ class TestTheFirstStep:
             assert ratio > 0.05
 
 
-@pytest.mark.generations("G3", "G4")
-def test_disable_dropout_silences_every_family(on, family):
-    model = tiny_models(family).actor
-    configured = add_dropout(model)
-    ids = torch.tensor([[1, 5, 9, 8, 7]])
-    models = import_module("coati.models")
-    models.disable_dropout(model)
-    models.disable_dropout(None)  # GRPO has no critic
-    with torch.no_grad():
-        trained, evaluated = (each(ids)["logits"] for each in (model.train(), model.eval()))
-    assert trained.sub(evaluated).abs().max() <= ATOL
-    assert model.config.to_dict() == configured
-
-
 def backbone_of(model) -> Any:
     """The transformers model in an actor or critic of any generation."""
     return model if hasattr(model, "config") else model.model

@@ -81,6 +81,15 @@ class TestPolicyLoss:
         upstreams = value_and_gradient(partial(policy_loss, home=before), *given)
         assert_same(upstreams, value_and_gradient(policy_loss, *given))
 
+    @pytest.mark.generations("G1", "G2")
+    @pytest.mark.parametrize("columns", [(), (1,)], ids=["(B,)", "(B, 1)"])
+    def test_takes_one_log_probability_a_row(self, before, columns):
+        """Upstream's own test_loss does."""
+        log_probs, old, advantages = (item[:, 0] for item in batch(2, 4, 3)[:3])
+        given = (log_probs, old, advantages.view(4, *columns))
+        upstreams = value_and_gradient(partial(policy_loss, home=before), *given)
+        assert_same(upstreams, value_and_gradient(policy_loss, *given))
+
     @pytest.mark.parametrize("advantage", [1.0, -1.0])
     def test_is_finite_with_finite_gradients_at_any_ratio(self, on, advantage):
         for log_ratio in (-200.0, -89.0, 20.0, 89.0, 200.0):

@@ -28,7 +28,7 @@ class _PairDataset(Dataset):
     def __len__(self) -> int:
         return len(self.chosen["input_ids"])
 
-    def __getitem__(self, idx: int) -> Tuple[torch.Tensor, ...]:
+    def _pair(self, idx: int) -> Tuple[torch.Tensor, ...]:
         return tuple(
             side[name][idx]
             for side in (self.chosen, self.reject)
@@ -50,6 +50,9 @@ class RmStaticDataset(_PairDataset):
         self.chosen = self._encode(chosen, tokenizer, max_length)
         self.reject = self._encode(reject, tokenizer, max_length)
 
+    def __getitem__(self, idx: int) -> Tuple[torch.Tensor, ...]:
+        return self._pair(idx)
+
 
 class HhRlhfDataset(_PairDataset):
     """Pairs whose two texts both contain the prompt."""
@@ -62,3 +65,6 @@ class HhRlhfDataset(_PairDataset):
         rows = list(tqdm(dataset, disable=not is_rank_0()))
         self.chosen = self._encode((row["chosen"] for row in rows), tokenizer, max_length)
         self.reject = self._encode((row["rejected"] for row in rows), tokenizer, max_length)
+
+    def __getitem__(self, idx: int) -> Tuple[torch.Tensor, ...]:
+        return self._pair(idx)

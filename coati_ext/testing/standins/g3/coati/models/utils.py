@@ -25,7 +25,7 @@ def compute_reward(
     counts = action_mask.sum(dim=1)
     assert bool((counts > 0).all())
     in_answer = torch.arange(action_mask.size(1), device=log_ratio.device) < counts[:, None]
-    score = torch.clamp(r, -reward_eps, reward_eps)[:, None]
+    score = torch.clamp(r, -reward_eps, reward_eps).view(len(action_mask), -1)
     reward = (penalty + score) * in_answer
     kl = (log_ratio * (log_ratio < 10)).exp() - 1 - log_ratio
     return reward, kl * action_mask

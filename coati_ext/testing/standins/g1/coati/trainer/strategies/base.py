@@ -21,14 +21,7 @@ class Strategy:
         optimizer.step()
 
     def setup_dataloader(self, data_buffer: Any, pin_memory: bool = False) -> DataLoader:
-        return DataLoader(
-            data_buffer,
-            batch_size=data_buffer.sample_batch_size,
-            shuffle=True,
-            drop_last=True,
-            pin_memory=pin_memory,
-            collate_fn=data_buffer.collate_fn,
-        )
+        raise NotImplementedError
 
     def model_init_context(self) -> ContextManager[None]:
         return nullcontext()
@@ -47,12 +40,3 @@ class Strategy:
 
     def load_model(self, model: nn.Module, path: str, strict: bool = True) -> None:
         model.load_state_dict(torch.load(path), strict=strict)
-
-
-class DDPStrategy(Strategy): ...
-
-
-class LowLevelZeroStrategy(Strategy): ...
-
-
-class GeminiStrategy(Strategy): ...
