@@ -21,6 +21,7 @@ from coati_ext.cli.screen import table, write
 from coati_ext.errors import ConfigError
 from coati_ext.launch import installation
 from coati_ext.launch.flag import says_off
+from coati_ext.patching.reliances import CHANGED
 from coati_ext.report import PENDING, REFUSED
 
 Facts = Dict[str, Any]
@@ -113,8 +114,8 @@ def _refusal(refused: List[Facts], plan: Facts) -> Tuple[str, str]:
     names = sorted({item["patch"] for item in refused})
     ways = ["keep it: COATI_EXT_SET=" + ",".join(f"{name}.enabled=false" for name in names)]
     if plan["policy"] == "strict" and (edits or first in plan["relies"]):
-        verb = "overwrite" if edits else "accept"  # what a patch relies on stays as it is
-        ways.append(f"{verb} it: COATI_EXT_SET=policy=structural")
+        what = "overwrite it" if edits else "patch around it"
+        ways.append(f"{what}: COATI_EXT_SET=policy=structural")
     ways.append("no patches: COATI_EXT=0")
     return f"REFUSED, nothing patched. {told}" + f" ({more} more below)" * bool(more), " | ".join(
         ways
@@ -127,6 +128,10 @@ def _state(found: Facts, bugs: str) -> Tuple[str, str]:
     lost = "".join(
         f" Your edit of {name} at line {line} will be overwritten." for name, line in edits
     )
+    changed = sorted({_name(item) for item in plan["relies"] if item["state"] == CHANGED})
+    if changed:
+        lost += f" Your edit of {', '.join(changed)} stays, and the patches rely on upstream's: see"
+        lost += " the warnings below."
     away = [gap for gap in found["gaps"] if gap["here"]]
     if away:
         told = f"NOT PATCHED, and COATI_EXT=1 would patch no process: {away[0]['why']}. "
