@@ -131,11 +131,15 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _clean_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _clean_settings(tmp_path: Path) -> Iterator[None]:
     """No flag, no file and no plugin of the machine reaches a test."""
-    for name in [name for name in os.environ if name.startswith("COATI_EXT")]:
-        monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)
+    # Not the test's own monkeypatch, which has to be undone before what a test has set up first: a
+    # path put before that of ``upstream`` would else bring its coati back for all later tests.
+    with pytest.MonkeyPatch.context() as context:
+        for name in [name for name in os.environ if name.startswith("COATI_EXT")]:
+            context.delenv(name)
+        context.chdir(tmp_path)
+        yield
 
 
 @pytest.fixture
