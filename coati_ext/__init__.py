@@ -7,7 +7,7 @@ used, so that importing this package costs nothing while the patches are off.
 
 from __future__ import annotations
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 TYPE_CHECKING = False  # importing typing would slow down every Python start-up
 if TYPE_CHECKING:

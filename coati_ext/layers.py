@@ -17,7 +17,7 @@ from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 from coati_ext._files import read_text
 from coati_ext._toml import parse_toml
 from coati_ext.errors import ConfigError, shown, shown_name
-from coati_ext.launch.flag import ON, says_off
+from coati_ext.launch.flag import ON, kills, says_off
 
 FILE = "coati-ext.toml"
 PROJECT = "pyproject.toml"
@@ -108,8 +108,7 @@ def collect(config: ConfigArgument = None, options: Sequence[Entry] = ()) -> Lay
             entries.append(only(flag.split(","), f"environment {FLAG}"))
         settings = os.environ.get("COATI_EXT_SET", "").split(",")
         entries += from_text(settings, "environment COATI_EXT_SET", problems)
-    killed = bool(flag) and says_off(flag)
-    return Layers((*entries, *options, *argument), killed, tuple(problems))
+    return Layers((*entries, *options, *argument), kills(flag), tuple(problems))
 
 
 def only(names: Sequence[str], origin: str) -> Entry:

@@ -26,6 +26,7 @@ from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 from coati_ext import active
 from coati_ext.errors import AlreadyEnabledError, CoatiExtError, DisturbedError, RefusedError
 from coati_ext.launch import imports, rank_check
+from coati_ext.launch.flag import kills
 from coati_ext.patching.apply import (
     Write,
     described,
@@ -312,7 +313,13 @@ def enable(config: ConfigArgument = None) -> Report:
     with _lock:
         if _session is not None and _changes_under_way() == 1:
             _session.settle()
-        plan = make_plan(config)
+        try:
+            plan = make_plan(config)
+        except CoatiExtError as error:
+            if not kills(os.environ.get("COATI_EXT", "")):
+                raise
+            off = Report(None, (), "", (f"COATI_EXT says off; without it: {error}",))
+            return _session.report() if _session else off
         if plan.layers.killed:
             return _session.report() if _session else _off(plan, "COATI_EXT says off")
         plan.check()

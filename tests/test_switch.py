@@ -15,7 +15,7 @@ import pytest
 import coati_ext
 from coati_ext import switch
 from coati_ext.errors import AlreadyEnabledError, DisturbedError, RefusedError
-from coati_ext.launch import imports, watch
+from coati_ext.launch import imports, ray_runtime_env, watch
 from coati_ext.plan import make_plan
 from helpers.upstreams import forget_coati
 
@@ -330,6 +330,18 @@ def test_the_kill_switch_stops_enable(upstream, monkeypatch):
     report = coati_ext.enable()
     assert all(row.state == "off" for row in report.patches)
     assert attributes() == before
+
+
+def test_the_kill_switch_needs_no_settings_that_are_right(upstream, monkeypatch):
+    monkeypatch.setenv("COATI_EXT", "0")
+    Path("coati-ext.toml").write_text("not toml")
+    import_all()
+    before = attributes()
+    report = coati_ext.enable()
+    assert not report.patches
+    assert "COATI_EXT says off; without it: coati-ext.toml" in report.notes[0]
+    assert attributes() == before
+    assert ray_runtime_env({})["env_vars"] == {"COATI_EXT": "0"}
 
 
 def test_the_kill_switch_does_not_hide_what_is_on(upstream, monkeypatch):

@@ -9,3 +9,8 @@ ON = ("1", "on", "true", "yes")
 def says_off(flag: str) -> bool:
     """Whether a value of ``COATI_EXT`` means off."""
     return flag.strip().lower() in OFF
+
+
+def kills(flag: str) -> bool:
+    """Whether it was set to off, which ``enable()`` in a script does not override."""
+    return bool(flag.strip()) and says_off(flag)

@@ -12,7 +12,7 @@ import os
 from typing import Any, Callable, Dict, Mapping, Optional, Union
 
 from coati_ext import switch
-from coati_ext.launch.flag import says_off
+from coati_ext.launch.flag import kills
 from coati_ext.settings import FROZEN, freeze
 
 RAY_HOOK = "RAY_RUNTIME_ENV_HOOK"
@@ -39,11 +39,10 @@ def ray_runtime_env(base: Optional[Mapping[str, Any]] = None) -> Dict[str, Any]:
     """
     merged = dict(base or {})
     given = dict(merged.get("env_vars") or {})
-    layers = switch.layers_in_force()
-    if layers.killed:
-        return {**merged, "env_vars": {"COATI_EXT": "0", **given}}
     flag = os.environ.get("COATI_EXT", "")
-    ours = {"COATI_EXT": "1" if says_off(flag) else flag, FROZEN: freeze(layers)}
+    if kills(flag):
+        return {**merged, "env_vars": {"COATI_EXT": "0", **given}}
+    ours = {"COATI_EXT": flag.strip() or "1", FROZEN: freeze(switch.layers_in_force())}
     merged["env_vars"] = {**ours, **given}
     theirs = merged.get(_SETUP_KEY)
     if _EXPORTED not in given:  # else Ray has already exported their hook and accepts no other
