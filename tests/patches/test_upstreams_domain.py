@@ -122,7 +122,8 @@ def slope(result: Tensor, given: Dict[str, Any]) -> Optional[Tensor]:
     first = next((it for it in given.values() if getattr(it, "requires_grad", False)), None)
     if first is None or not result.requires_grad:
         return None
-    (found,) = torch.autograd.grad(result.sum(), first, allow_unused=True)
+    with torch.autograd.set_detect_anomaly(False):  # upstream's ORPO trainer leaves it on
+        (found,) = torch.autograd.grad(result.sum(), first, allow_unused=True)
     return found if is_finite(found) else None
 
 
