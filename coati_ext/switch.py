@@ -212,7 +212,8 @@ class _Session:
         except DisturbedError as disturbed:
             self.failure = RefusedError(f"{self.failure}\n{disturbed}")
         if not self.interrupted and error is not self.failure:
-            raise self.failure from error
+            # Our own words are in the failure's already, and would be printed twice.
+            raise self.failure from (None if isinstance(error, CoatiExtError) else error)
 
     def settle(self) -> None:
         """Give back what an interrupt has left, and make way for another session.
