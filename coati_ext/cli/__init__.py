@@ -17,7 +17,7 @@ from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tupl
 from coati_ext import __version__
 from coati_ext.cli import demo, doctor, migrate, read, run
 from coati_ext.cli.folder import on_path
-from coati_ext.errors import CoatiExtError, nearest
+from coati_ext.errors import CoatiExtError, InputError, nearest
 
 Facts = Dict[str, Any]
 Command = Callable[[argparse.Namespace], Tuple[int, Facts]]
@@ -58,6 +58,7 @@ def main(arguments: Optional[List[str]] = None) -> int:
         return 2
     json_only = getattr(options, "json", False)
     try:
+        _require_working_directory()
         with on_path(), _printing_to_stderr() if json_only else nullcontext():
             status, facts = options.command(options)
     except CoatiExtError as error:
@@ -74,6 +75,15 @@ def main(arguments: Optional[List[str]] = None) -> int:
     elif options.view is not None:
         options.view(facts)
     return int(status)
+
+
+def _require_working_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError(
+            "the working directory was deleted: change to a folder that exists"
+        ) from None
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
     entries = _entries(options)
     if options.config:  # takes precedence over the settings frozen by an outer `coati-ext run`
         os.environ.pop(FROZEN, None)
-        os.environ["COATI_EXT_CONFIG"] = str(Path(options.config).resolve())
+        os.environ["COATI_EXT_CONFIG"] = os.path.abspath(options.config)
     plan = make_plan(options=entries)
     plan.check()
     _require_armed(command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from unittest import mock
@@ -220,3 +221,30 @@ def test_without_the_switch_the_plugins_of_the_settings_run(newest, unsafe, caps
 
     assert main(["plugins"]) == 2
     assert "file" in ran(unsafe)
+
+
+def test_a_folder_that_was_deleted_is_told(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    done = subprocess.run(
+        ["sh", "-c", f'rmdir "{gone}" && exec "{sys.executable}" -m coati_ext list'],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        cwd=str(gone),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "coati-ext: the working directory was deleted: change to a folder that exists"
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_configuration_that_links_to_itself_is_told(newest, tmp_path, capsys):
+    from coati_ext.cli import main
+
+    loop = tmp_path / "loop.toml"
+    loop.symlink_to(loop)
+    assert main(["run", "--config", str(loop), "--", sys.executable, "-V"]) == 2
+    assert f"cannot read {loop}" in capsys.readouterr().err
