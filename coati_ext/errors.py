@@ -86,15 +86,15 @@ def in_a_line(error: BaseException) -> str:
     return first if first and isinstance(error, OSError) else f"{type(error).__name__}: {first}"
 
 
-def shown(value: Any) -> str:
-    """Any value as a message shows it: its ``repr``, cut to a sensible length."""
+def shown(value: Any, most: int = _SHOWN) -> str:
+    """Any value as a message shows it: its ``repr``, cut to a number of letters."""
     try:
         text = repr(value)
     except Exception:  # a number with too many digits, too deep a nesting, a class of the user's
         text = f"<{type(value).__name__} that cannot be shown>"
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
-def shown_name(name: str) -> str:
+def shown_name(name: str, most: int = _SHOWN) -> str:
     """A name as a message shows it: as it is, unless it is long or has control characters."""
-    return name if 0 < len(name) <= _SHOWN and name.isprintable() else shown(name)
+    return name if 0 < len(name) <= most and name.isprintable() else shown(name, most)

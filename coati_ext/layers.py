@@ -28,6 +28,7 @@ _FROZEN_MARK = ", frozen"
 # Bytes. A parser of TOML takes the square of the length of a dotted key. What other tools keep in
 # pyproject.toml can be more.
 _MOST = 1 << 16
+_MOST_PATH = 1000  # letters of a path in a message: the end of one tells it
 _MOST_PROJECT = 1 << 20
 _QUOTES = {ord(quote): None for quote in "\"'"}
 ConfigArgument = Union[None, str, "os.PathLike[str]", Mapping[str, Any]]
@@ -167,7 +168,7 @@ def _is_name(key: object) -> bool:
 
 def _from_file(name: str, problems: List[str], named_by: str = "") -> List[Entry]:
     file = Path(name)
-    name = shown_name(str(file))
+    name = shown_name(str(file), _MOST_PATH)
     told = f"{name}, named by {named_by}" if named_by else name
     project = file.name == PROJECT
     try:
