@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from coati_ext._files import read_text
+from coati_ext._json import parse_json
 from coati_ext._toml import parse_toml
 from coati_ext.errors import ConfigError, shown, shown_name
 from coati_ext.launch.flag import ON, kills, says_off
@@ -240,11 +241,11 @@ def _absolute(entry: Entry) -> Any:
 def _thaw(text: str) -> List[Entry]:
     try:
         padded = text + "=" * (-len(text) % 4)
-        rows = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+        rows = parse_json(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
         if not isinstance(rows, list):
             raise ValueError(f"{shown(rows)} is no list of settings")
         return [_thawed(row) for row in rows]
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         start = text if len(text) <= 20 else f"{text[:20]}..."
         raise ConfigError(
             f"{FROZEN}={start} is damaged ({error}): it wants what `coati-ext run` or "

@@ -20,7 +20,11 @@ from coati_ext.errors import CoatiExtError, ConfigError
 from coati_ext.plugins import CHOICES, load
 from coati_ext.settings import FROZEN, collect, freeze, resolve
 
-pytestmark = pytest.mark.attack
+pytestmark = [
+    pytest.mark.attack,
+    # With Python 3.8 the interpreter has once died under hypothesis here, nobody knows why.
+    pytest.mark.once("text is read alike on every stack; test_settings runs on both"),
+]
 
 WORDS = st.sampled_from(
     [
