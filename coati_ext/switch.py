@@ -163,9 +163,9 @@ class _Session:
 
     def _apply(self, steps: Sequence[Step]) -> None:
         self._write(writes_for(steps, {name: sys.modules[name] for name in _modules_of(steps)}))
+        patch_applied = self.plan.registry.observer("patch_applied")
         for step in steps:
-            row = Row(step.patch, APPLIED, step.site.target, step.reason)
-            self.plan.registry.observer("patch_applied")(row=row)
+            patch_applied(row=Row(step.patch, APPLIED, step.site.target, step.reason))
 
     def _watch_ranks(self) -> None:
         """Compare plans with the other ranks at each ``init_process_group``."""
@@ -236,8 +236,8 @@ class _Session:
         """
         back = way_back(self.ledger)
         self.whole = False
-        for owner, name, value in back:
-            give_back(owner, name, value)
+        for slot in back:
+            give_back(*slot)
         active.put_in_force({}, {}, {})
         self.ledger.clear()
 

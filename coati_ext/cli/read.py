@@ -17,8 +17,8 @@ from coati_ext.launch.flag import says_off
 from coati_ext.patching.patch import Patch, Site
 from coati_ext.patching.reliances import CHANGED
 from coati_ext.patching.source import Function, dotted_file, with_helpers
-from coati_ext.patching.steps import Step, edited, is_known, refusal
-from coati_ext.patching.variants import STANDINS, is_by_code
+from coati_ext.patching.steps import Step, edited, refusal
+from coati_ext.patching.variants import STANDINS
 from coati_ext.plan import Plan, make_plan
 from coati_ext.plugins import CHOICES, HOOKS
 from coati_ext.report import REFUSED
@@ -111,7 +111,7 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "not_checked": [item.name for item in plan.settings.unchecked],
         "problem": problem,
         "chatgpt": isinstance(plan.missing, OldCoatiError),
-        "edits": [_edit_facts(step) for step in plan.steps if _is_edited(step)],
+        "edits": [_edit_facts(step) for step in plan.steps if step.edit],
         "defects": [
             {
                 "name": item.name,
@@ -125,25 +125,17 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
     return int(bool(problem or plan.registry.broken)), facts
 
 
-def _is_edited(step: Step) -> bool:
-    return (
-        step.function is not None
-        and is_by_code(step.site)
-        and not step.function.is_descriptor
-        and not is_known(step.site, step.function)
-    )
-
-
 def _edit_facts(step: Step) -> Facts:
-    assert step.function is not None
-    edit = edited(step.site, step.function)
+    edit, function = step.edit, step.function
+    assert edit is not None
+    assert function is not None
     return {
         "patch": step.patch,
         "target": step.site.target,
         "state": step.state,
-        "file": step.function.file,
+        "file": function.file,
         "line": edit.first,
-        "text": step.function.lines[edit.first - 1].strip(),
+        "text": function.lines[edit.first - 1].strip(),
         "nearest": edit.nearest,
     }
 
@@ -370,9 +362,9 @@ def _diff(site: Site, function: Function) -> Facts:
         n=99,
     )
     lines = [line.rstrip() for line in found]
-    if not is_by_code(site) or is_known(site, function):
-        return {"diff": "\n".join(lines), "edited": [], "nearest": None, "missing": 0}
     edit = edited(site, function)
+    if edit is None:
+        return {"diff": "\n".join(lines), "edited": [], "nearest": None, "missing": 0}
     return {
         "diff": "\n".join(_marked(lines, {line - function.line + 1 for line in edit.lines})),
         "edited": list(edit.lines),

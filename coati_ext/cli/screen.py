@@ -12,7 +12,6 @@ from rich.text import Text
 
 _COLOURS: Dict[str, str] = {
     "applied": "green",
-    "fits": "green",
     "ok": "green",
     "on": "green",
     "right": "green",

@@ -91,20 +91,11 @@ def write_all(writes: Sequence[Write], ledger: List[Write]) -> None:
         write.do()
 
 
-def undo(ledger: Sequence[Write]) -> None:
-    """Give every written slot its old value back, newest first.
-
-    A slot that has it already is left alone, so this can be done again after an interrupt.
-
-    Raises:
-        DisturbedError: a slot was overwritten by something else; nothing is undone.
-    """
-    for owner, name, value in way_back(ledger):
-        give_back(owner, name, value)
-
-
 def way_back(ledger: Sequence[Write]) -> List[Tuple[Any, str, Any]]:
-    """Owner, name and old value of every slot that :func:`give_back` has to restore.
+    """Owner, name and old value of every slot that :func:`give_back` has to restore, newest first.
+
+    A slot that has its old value already is left out, so that this can be asked again after an
+    interrupt.
 
     Raises:
         DisturbedError: a slot holds neither ours nor upstream's function.

@@ -12,7 +12,7 @@ from typing import List, Optional, Sequence, Tuple
 
 from coati_ext.errors import CoatiNotFoundError
 from coati_ext.patching.patch import Patch, Reliance
-from coati_ext.patching.source import Coati, Function
+from coati_ext.patching.source import Coati, Function, OfFunction
 from coati_ext.report import REFUSED
 
 FITS = "fits"
@@ -20,7 +20,7 @@ CHANGED = "changed"
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(OfFunction):
     """What was found of one reliance."""
 
     patch: str
@@ -29,11 +29,6 @@ class Reading:
     """``fits``, ``changed`` or ``refused``."""
     reason: str
     function: Optional[Function] = None
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the upstream function found, or an empty string if there is none."""
-        return self.function.fingerprint if self.function else ""
 
 
 def read_reliances(patches: Sequence[Patch], coati: Coati, policy: str) -> Tuple[Reading, ...]:

@@ -96,6 +96,17 @@ class Function:
         return any(_dotted(node) == name for node in ast.walk(self.node))
 
 
+class OfFunction:
+    """What was found of an upstream function: a step of a plan, or something relied on."""
+
+    function: Optional[Function]
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the upstream function found, or an empty string if there is none."""
+        return self.function.fingerprint if self.function else ""
+
+
 @dataclass(frozen=True)
 class Coati:
     """The package that ``import coati`` would import."""

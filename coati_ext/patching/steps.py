@@ -14,7 +14,7 @@ from coati_ext.errors import CoatiNotFoundError, RefusedError, UnknownNameError,
 from coati_ext.patching.fingerprint import statements
 from coati_ext.patching.patch import Patch, Site
 from coati_ext.patching.reliances import Reading
-from coati_ext.patching.source import Coati, Function
+from coati_ext.patching.source import Coati, Function, OfFunction
 from coati_ext.report import PENDING, REFUSED, UPSTREAM
 
 POLICIES = ("strict", "structural")
@@ -35,7 +35,7 @@ class Edit:
 
 
 @dataclass(frozen=True)
-class Step:
+class Step(OfFunction):
     """What the plan will do with one site."""
 
     patch: str
@@ -44,11 +44,8 @@ class Step:
     """``pending`` (to be applied), ``already upstream`` or ``refused``."""
     reason: str
     function: Optional[Function] = None
-
-    @property
-    def fingerprint(self) -> str:
-        """The fingerprint of the upstream function found, or an empty string if there is none."""
-        return self.function.fingerprint if self.function else ""
+    edit: Optional[Edit] = None
+    """How the function differs from every code that the patch knows, if it does."""
 
 
 def plan_steps(patches: Sequence[Patch], coati: Coati, policy: str) -> Tuple[Step, ...]:
@@ -107,19 +104,20 @@ def refusal(found: Sequence[Union[Step, Reading]]) -> Optional[RefusedError]:
     )
 
 
-def edited(site: Site, function: Function) -> Edit:
-    """Compare a function that no release has with the nearest one that the site knows."""
-    label, signature, new, missing = function.nearest({**site.fits, **site.right})
+def edited(site: Site, function: Function) -> Optional[Edit]:
+    """How a function differs from the nearest code that a site knows.
+
+    ``None`` if it is that code, or the site knows none.
+    """
+    known = {**site.fits, **site.right}
+    if not known or function.fingerprint in known.values():
+        return None
+    label, signature, new, missing = function.nearest(known)
     body = statements(function.node)
     lines = [*range(function.line, body[0].lineno if body else function.line + 1)] * signature
     for index in new:
         lines += range(body[index].lineno, (body[index].end_lineno or body[index].lineno) + 1)
     return Edit(label, tuple(lines), missing, lines[0] if lines else function.line)
-
-
-def is_known(site: Site, function: Function) -> bool:
-    """Whether a patch says of this very code that it fits or is right."""
-    return function.fingerprint in (*site.fits.values(), *site.right.values())
 
 
 def _without(names: str) -> str:
@@ -153,14 +151,15 @@ def _step(patch: Patch, site: Site, coati: Coati, policy: str) -> List[Step]:
             return [Step(patch.name, site, PENDING, f"fits {label}", function)]
     difference = function.difference({**site.fits, **site.right})
     probe = _unfit(site, function)
-    if policy == "structural" and not probe:
-        lost = f"your edit at line {edited(site, function).first} will be overwritten"
+    edit = edited(site, function)
+    if edit is not None and policy == "structural" and not probe:
+        lost = f"your edit at line {edit.first} will be overwritten"
         reason = f"fits in structure; {lost}: {difference}"
-        return [Step(patch.name, site, PENDING, reason, function)]
+        return [Step(patch.name, site, PENDING, reason, function, edit)]
     reason = f"{function.file}, line {function.line}: {site.qualname} {difference}"
     if policy == "structural":
         reason += f"; policy structural does not let it through, because {probe}"
-    return [Step(patch.name, site, REFUSED, reason, function)]
+    return [Step(patch.name, site, REFUSED, reason, function, edit)]
 
 
 def _extending_step(

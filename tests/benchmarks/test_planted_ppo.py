@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 import coati_ext
-from helpers import ROOT
+from helpers import ROOT, script
 
 
 @pytest.fixture(scope="module")
 def planted_ppo():
     """The benchmark's script as a module; `benchmarks/` is no package."""
-    path = ROOT / "benchmarks" / "planted_ppo.py"
-    spec = importlib.util.spec_from_file_location("planted_ppo", str(path))
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with script(ROOT / "benchmarks" / "planted_ppo.py") as module:
+        yield module
 
 
 @pytest.mark.slow

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import pytest
 
 import coati_ext
-from helpers import ROOT
+from helpers import ROOT, script
 
 SCRIPT = ROOT / "examples" / "reward_model_in_ppo.py"
 SHORT = {"pairs": 32, "held_out": 12, "epochs": 1}
@@ -15,10 +13,8 @@ SHORT = {"pairs": 32, "held_out": 12, "epochs": 1}
 
 def compare(family, pad):
     """What the example measures, as (accuracy in training form, in PPO, largest difference)."""
-    spec = importlib.util.spec_from_file_location("reward_model_in_ppo", str(SCRIPT))
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    numbers = list(example.compare(family, pad, **SHORT).values())
+    with script(SCRIPT) as example:
+        numbers = list(example.compare(family, pad, **SHORT).values())
     return numbers[:3]
 
 

@@ -8,6 +8,24 @@ each is there, but not every pair.
 
 from __future__ import annotations
 
+import importlib.util
+import sys
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+@contextmanager
+def script(file: Path) -> Iterator[ModuleType]:
+    """A file that lies in no package, as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{file.stem}", str(file))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    try:
+        spec.loader.exec_module(module)
+        yield module
+    finally:
+        del sys.modules[spec.name]

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
-import sys
 import textwrap
 
 import pytest
 
 from coati_ext.testing import standin
-from helpers import ROOT
+from helpers import ROOT, script
 
 THEIR_TESTS = """
 import os, subprocess, sys
@@ -54,14 +52,8 @@ reason = "it needs a network"
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location(
-        "theirs_command", str(ROOT / "maintenance" / "theirs.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with script(ROOT / "maintenance" / "theirs.py") as module:
+        yield module
 
 
 @pytest.fixture

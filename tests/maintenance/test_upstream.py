@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
-import sys
 
 import pytest
 
@@ -16,7 +14,7 @@ from coati_ext.patching.source import Coati, generation_of
 from coati_ext.patching.steps import plan_steps
 from coati_ext.patching.variants import STANDINS, is_by_code, read_variants, with_variants
 from coati_ext.testing import standin
-from helpers import ROOT
+from helpers import ROOT, script
 
 FORWARD = "coati.models.critic:Critic.forward"
 COMPUTE_REWARD = "coati.models.utils:compute_reward"
@@ -24,14 +22,8 @@ COMPUTE_REWARD = "coati.models.utils:compute_reward"
 
 @pytest.fixture(scope="module")
 def command():
-    spec = importlib.util.spec_from_file_location(
-        "upstream_command", str(ROOT / "maintenance" / "upstream.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    with script(ROOT / "maintenance" / "upstream.py") as module:
+        yield module
 
 
 @pytest.fixture(scope="module")

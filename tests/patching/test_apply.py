@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 from coati_ext.errors import DisturbedError, RefusedError
-from coati_ext.patching.apply import give_back, undo, way_back, write_all, writes_for
+from coati_ext.patching.apply import give_back, way_back, write_all, writes_for
 from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.source import Coati
 from coati_ext.patching.steps import plan_steps
@@ -62,6 +62,11 @@ def small(tmp_path, monkeypatch):
     with importable(package.parent):
         importlib.import_module("coati.other")
         yield Coati(package, "G1")
+
+
+def undo(ledger):
+    for slot in way_back(ledger):
+        give_back(*slot)
 
 
 def apply(coati, *changes):

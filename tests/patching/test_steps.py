@@ -289,3 +289,12 @@ def test_the_command_in_a_refusal_is_for_the_patch_told_first(small):
     assert told.index("one: ") < told.index("two: ")
     assert "`coati-ext diff one`" in told
     assert "COATI_EXT_SET=one.enabled=false,two.enabled=false" in told
+
+
+@pytest.mark.parametrize("policy", ["strict", "structural"])
+def test_a_site_that_knows_no_code_is_refused_and_told(upstream, policy):
+    """As one is whose variants are all unreviewed."""
+    site = Site("coati.models.loss:LogExpLoss.forward", "mine:forward", GENERATIONS)
+    (step,) = plan_steps((Patch("mine", "", (site,)),), find_coati(), policy)
+    assert (step.state, step.edit) == ("refused", None)
+    assert "was never recorded" in step.reason
