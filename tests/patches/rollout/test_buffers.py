@@ -300,6 +300,7 @@ def trained_on(rank, cases):
     """For each case, the rows of its own that a rank's loader gives in each of ten epochs."""
     found = []
     for patched, counts in cases:
+        torch.manual_seed(rank)  # else ten epochs leave out some row in one run of a hundred
         with cpu_only(), coati_ext.applied() if patched else nullcontext():
             found.append([sorted(rows) for rows in epochs_of(loader_of(counts[rank]))])
     return found
