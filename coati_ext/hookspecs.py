@@ -41,6 +41,18 @@ def register_defects(register: Callable[[Any], None]) -> None:
 
 
 @hookspec(firstresult=True)
+def last_hidden_states(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> Optional[Tensor]:
+    """Return the last hidden states of a backbone, (B, S, H); those of pads may be anything finite
+
+    ``input_ids`` (B, S), ``attention_mask`` (B, S) is true for real tokens, between which no pad
+    stands, ``position_ids`` (B, S) counts the real tokens of each row. ``backbone`` is called
+    within the forward of whatever wraps the reward model, the critic or the actor.
+    """
+
+
+@hookspec(firstresult=True)
 def pool_reward(
     hidden: Tensor, attention_mask: Tensor, positions: Tensor, model: Any
 ) -> Optional[Tensor]:

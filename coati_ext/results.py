@@ -49,6 +49,13 @@ def versions(arguments: Sequence[Any]) -> List[int]:
     return [item._version for item in tensors if not item.is_inference()]
 
 
+def _last_hidden_states(told: str, found: Any, backbone: Any, input_ids: Tensor, *_: Any) -> None:
+    width = found.size(-1) if isinstance(found, Tensor) and found.dim() == 3 else "H"
+    _require_like(told, found, "(B, S, H)", (*input_ids.shape, width), _FLOAT, input_ids)
+    _require_graph(told, found, backbone)
+    _require_finite(told, found)
+
+
 def _pool_reward(told: str, found: Any, hidden: Tensor, *_: Any) -> None:
     _require_like(told, found, "(B, H)", (hidden.size(0), hidden.size(2)), _FLOAT, hidden)
     _require_graph(told, found, hidden)
@@ -135,6 +142,7 @@ _CONTRACTS: Dict[str, Callable[..., None]] = {
     "align_prompts": _align_prompts,
     "compare_group": _compare_group,
     "estimate_advantages": _estimate_advantages,
+    "last_hidden_states": _last_hidden_states,
     "mark_actions": _mark_actions,
     "pool_reward": _pool_reward,
     "sample_answers": _sample_answers,

@@ -39,6 +39,7 @@ def test_hook_arguments_are_pinned():
         "compare_group": ["score", "kl", "group_size", "kl_coef"],
         "estimate_advantages": ["values", "rewards", "action_mask", "gamma", "lam"],
         "experience_made": ["experience", "maker"],
+        "last_hidden_states": ["backbone", "input_ids", "attention_mask", "position_ids"],
         "mark_actions": ["sequences", "prompt_width", "stops"],
         "patch_applied": ["row"],
         "pool_reward": ["hidden", "attention_mask", "positions", "model"],

@@ -99,7 +99,10 @@ class Reliance(_Upstream):
 
 @dataclass(frozen=True)
 class Patch:
-    """A named set of sites, in one or more generations."""
+    """A named set of sites, in one or more generations.
+
+    One without sites changes no upstream function; its plugin implements choices.
+    """
 
     name: str
     summary: str
@@ -119,8 +122,6 @@ class Patch:
     def __post_init__(self) -> None:
         if not self.name.isidentifier():
             raise ValueError(f"patch name {self.name!r} is not an identifier")
-        if not self.sites:
-            raise ValueError(f"patch {self.name} has no sites")
 
     def sites_in(self, generation: str) -> Tuple[Site, ...]:
         """The sites of one generation, in the order of declaration."""

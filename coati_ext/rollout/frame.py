@@ -11,6 +11,7 @@ from typing import Optional
 from torch import Tensor
 
 from coati_ext import tensors
+from coati_ext.rollout import host
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,9 @@ class Frame:
                 f"action_mask has shape {tuple(action_mask.shape)} but sequences has shape "
                 f"{tuple(sequences.shape)}: expected a column for each token after the prompt"
             )
-        return cls(sequences, mask, action_mask != 0, tensors.position_ids(mask))
+        frame = cls(sequences, mask, action_mask != 0, tensors.position_ids(mask))
+        host.learn(frame.sequences, frame.attention_mask, frame.action_mask)
+        return frame
 
     @property
     def num_actions(self) -> int:
@@ -49,9 +52,7 @@ class Frame:
 
     def rows(self, rows: slice) -> Frame:
         """The frame of a slice of the rows."""
-        return Frame(
-            self.sequences[rows],
-            self.attention_mask[rows],
-            self.action_mask[rows],
-            self.position_ids[rows],
-        )
+        wholes = (self.sequences, self.attention_mask, self.action_mask)
+        parts = [item[rows] for item in wholes]
+        host.remember_rows(parts, wholes, rows)
+        return Frame(*parts, self.position_ids[rows])

@@ -6,6 +6,7 @@ from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
 
 from coati_ext import tensors
+from coati_ext.active import choice
 
 if TYPE_CHECKING:
     import torch
@@ -33,20 +34,38 @@ def accepts(module: nn.Module, argument: str) -> bool:
 
 def frame_inputs(
     model: nn.Module, mask: Tensor, position_ids: Optional[Tensor] = None
-) -> Dict[str, Tensor]:
+) -> Dict[str, Any]:
     """The keyword arguments of a forward besides the ids: mask and, if accepted, position ids.
+
+    Without a cache of keys and values, which nothing here would read.
 
     Args:
         model: a backbone, an actor, or a wrapper of either.
         mask: (B, S) bool, true for real tokens.
         position_ids: (B, S), computed from the mask if not given.
     """
-    inputs = {"attention_mask": mask.long()}
+    inputs: Dict[str, Any] = {"attention_mask": mask.long()}
     if accepts(model, "position_ids"):
         inputs["position_ids"] = (
             tensors.position_ids(mask) if position_ids is None else position_ids
         )
+    if accepts(model, "use_cache"):
+        inputs["use_cache"] = False
     return inputs
+
+
+def last_hidden_states(backbone: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
+    """The last hidden states of a backbone, (B, S, H), by the hook ``last_hidden_states``.
+
+    Args:
+        backbone: a transformers model without a head.
+        input_ids: (B, S) integer.
+        mask: (B, S) bool, true for real tokens, between which no pad stands.
+    """
+    hidden: Tensor = choice("last_hidden_states")(
+        backbone, input_ids, mask, tensors.position_ids(mask)
+    )
+    return hidden
 
 
 def head_dtype(head: nn.Module, default: torch.dtype) -> torch.dtype:

@@ -35,7 +35,8 @@ def token_mask(input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
             f"{tuple(input_ids.shape)}: expected one mask value for each token of each row"
         )
     else:
-        mask = attention_mask != 0
+        # A bool mask is given back as the same tensor, by which the host may know it.
+        mask = attention_mask if attention_mask.dtype == torch.bool else attention_mask != 0
     _require_real_rows(mask)
     return mask
 

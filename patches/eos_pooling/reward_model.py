@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import choice, tensors
-from coati_ext.rollout.models import frame_inputs, head_dtype
+from coati_ext.rollout.models import head_dtype, last_hidden_states
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -38,9 +38,11 @@ def forward_with_extras(
 def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     import torch
 
+    from coati_ext.rollout.host import left_padded
+
     mask = tensors.token_mask(input_ids, attention_mask)
-    input_ids, mask = tensors.left_frame(input_ids, mask)
-    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
+    input_ids, mask = left_padded(input_ids, mask)
+    hidden = last_hidden_states(self.model, input_ids, mask)
     rows, columns = mask.shape
     positions = torch.full((rows,), columns - 1, device=mask.device)  # int64, to index with
     pooled = choice("pool_reward")(hidden, mask, positions, self)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import options, tensors
-from coati_ext.rollout.models import frame_inputs, head_dtype
+from coati_ext.rollout.models import head_dtype, last_hidden_states
 from coati_ext.rollout.values import of_tokens
 
 if TYPE_CHECKING:
@@ -59,15 +59,17 @@ def _values_before(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor
     import torch
 
     mask = tensors.token_mask(input_ids, attention_mask)
-    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
+    hidden = last_hidden_states(self.model, input_ids, mask)
     return _valued(self, torch.cat([hidden[:, :1], hidden[:, :-1]], dim=1))
 
 
 def _value_at_end(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     """Values (B,) of the last real token of each row, wherever its pads are."""
+    from coati_ext.rollout.host import left_padded
+
     mask = tensors.token_mask(input_ids, attention_mask)
-    input_ids, mask = tensors.left_frame(input_ids, mask)
-    hidden = self.model(input_ids, **frame_inputs(self.model, mask))["last_hidden_state"]
+    input_ids, mask = left_padded(input_ids, mask)
+    hidden = last_hidden_states(self.model, input_ids, mask)
     return _valued(self, hidden[:, -1])
 
 

@@ -46,7 +46,7 @@ def from_logits(model: Any, frame: Frame) -> Tensor:
 @hookimpl(specname="state_values")
 def from_critic(model: Any, frame: Frame) -> Tensor:
     """Values (B, A) from one forward over prompt and answer, by the patched critic."""
-    values: Tensor = model(frame.sequences, attention_mask=frame.attention_mask.long())
+    values: Tensor = model(frame.sequences, attention_mask=frame.attention_mask)
     return values[:, -frame.num_actions :]
 
 

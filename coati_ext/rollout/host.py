@@ -1,0 +1,79 @@
+"""What the host knows of tensors on the device, so that each is read once.
+
+Which rows share a prompt, and where a row ends, decides the shapes of what is computed, so the host
+must know ids and masks. Those that code of ours derives from known ones are remembered with them;
+others cost a copy from the device. On the CPU nothing is copied.
+
+Letters: B rows, S sequence columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Dict, Sequence, Tuple
+from weakref import ref
+
+import numpy
+import torch
+from torch import Tensor
+
+from coati_ext import tensors
+
+_known: Dict[int, Tuple[Any, numpy.ndarray]] = {}
+
+
+def array_of(tensor: Tensor) -> numpy.ndarray:
+    """An integer or bool tensor as an array of the host; read from the device if not known."""
+    if tensor.is_cpu:
+        return tensor.numpy()
+    found = _known.get(id(tensor))
+    if found is None or found[0]() is not tensor:
+        learn(tensor)
+        found = _known[id(tensor)]
+    return found[1]
+
+
+def learn(*tensors: Tensor) -> None:
+    """Read tensors of B rows from their device by one copy, and remember them."""
+    if all(item.is_cpu for item in tensors):
+        return
+    array = read(torch.cat([item.long() for item in tensors], dim=1))
+    ends = numpy.cumsum([item.size(1) for item in tensors])[:-1]
+    for item, part in zip(tensors, numpy.split(array, ends, axis=1)):
+        remember(item, part != 0 if item.dtype == torch.bool else part)
+
+
+def remember(tensor: Tensor, array: numpy.ndarray) -> None:
+    """Remember what a tensor holds, as long as it lives and is not written to."""
+    key = id(tensor)
+
+    def forget(gone: Any) -> None:
+        if key in _known and _known[key][0] is gone:
+            del _known[key]
+
+    _known[key] = (ref(tensor, forget), array)
+
+
+def remember_rows(parts: Sequence[Tensor], wholes: Sequence[Tensor], rows: slice) -> None:
+    """Remember parts that are rows of known tensors."""
+    for part, whole in zip(parts, wholes):
+        found = _known.get(id(whole))
+        if found is not None and found[0]() is whole:
+            remember(part, found[1][rows])
+
+
+def left_padded(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    """:func:`coati_ext.tensors.left_frame`, of which the host knows what it knew before."""
+    found = [_known.get(id(item)) for item in (input_ids, mask)]
+    moved, moved_mask = tensors.left_frame(input_ids, mask)
+    if all(it is not None and it[0]() is item for it, item in zip(found, (input_ids, mask))):
+        ids, real = (array_of(item) for item in (input_ids, mask))
+        order = real.argsort(axis=1, kind="stable")
+        remember(moved, numpy.take_along_axis(ids, order, axis=1))
+        remember(moved_mask, numpy.take_along_axis(real, order, axis=1))
+    return moved, moved_mask
+
+
+def read(numbers: Tensor) -> numpy.ndarray:
+    """Copy a tensor to the host, which waits for the device: the only place where we do."""
+    array: numpy.ndarray = numbers.cpu().numpy()
+    return array

@@ -1,0 +1,22 @@
+"""The configuration section ``[token_saving]``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from coati_ext import option
+
+
+@dataclass(frozen=True)
+class Options:
+    """``[token_saving]``."""
+
+    level: str = option(
+        "off",
+        "what the models compute: prefix (what rows share at their head once), packed (real tokens "
+        "only), groups (rows of like length together), off (every column), auto (the first of these "
+        "that backbone, strategy and stack allow) or the last_hidden_states of a plugin, by its "
+        "name",
+        chooses="last_hidden_states",
+        without="off",
+    )
