@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inspect import Parameter, signature
-from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
 from coati_ext import tensors
 from coati_ext.active import choice
@@ -91,10 +91,23 @@ def without_dropout(model: nn.Module) -> None:
     and the attention of most families use functional dropout with a float attribute, not
     ``nn.Dropout``. The Hugging Face configuration, and so a saved model, keeps its dropout values.
     """
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, float) and ("drop" in name or _is_dropout(module, name)):
-                setattr(module, name, 0.0)
+    for module, name in _dropouts(model):
+        setattr(module, name, 0.0)
+
+
+def drops_out(model: nn.Module) -> bool:
+    """Whether a model in training drops anything."""
+    return any(getattr(module, name) > 0 for module, name in _dropouts(model))
+
+
+def _dropouts(model: nn.Module) -> List[Tuple[nn.Module, str]]:
+    """The dropout probabilities of a model, as modules and names of their attributes."""
+    return [
+        (module, name)
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and ("drop" in name or _is_dropout(module, name))
+    ]
 
 
 def _is_dropout(module: nn.Module, name: str) -> bool:

@@ -10,11 +10,19 @@ from typing import Callable
 
 from coati_ext import Patch, hookimpl
 
-from .levels import off
+from .levels import auto, groups, off, packed, prefix
 from .options import Options
 from .sites import RELIES, SITES
 
-__all__ = ["off", "register_options", "register_patches"]
+__all__ = [
+    "auto",
+    "groups",
+    "off",
+    "packed",
+    "prefix",
+    "register_options",
+    "register_patches",
+]
 
 
 @hookimpl

@@ -1,14 +1,20 @@
-"""The built-in choices of ``last_hidden_states``. Letters: B rows, S sequence columns, H hidden."""
+"""The built-in choices of ``last_hidden_states``, and which of them a backbone allows.
+
+Letters: B rows, S sequence columns, H hidden.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Dict, Tuple
+from weakref import WeakKeyDictionary
 
 from coati_ext import hookimpl
-from coati_ext.rollout.models import frame_inputs
+from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_learnt: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why a backbone cannot be packed
 
 
 @hookimpl(specname="last_hidden_states")
@@ -17,3 +23,86 @@ def off(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: 
     inputs = frame_inputs(backbone, attention_mask, position_ids)
     hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
     return hidden
+
+
+@hookimpl(specname="last_hidden_states")
+def groups(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> Tensor:
+    """Hidden states (B, S, H) from up to four forwards of rows of like length."""
+    from .packing import grouped_states
+
+    return grouped_states(backbone, input_ids, attention_mask)
+
+
+@hookimpl(specname="last_hidden_states")
+def packed(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> Tensor:
+    """Hidden states (B, S, H) from one forward over the real tokens."""
+    from .packing import packed_states
+
+    return packed_states(backbone, input_ids, attention_mask, position_ids, share=False)
+
+
+@hookimpl(specname="last_hidden_states")
+def prefix(
+    backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
+) -> Tensor:
+    """Hidden states (B, S, H) from one forward over real tokens, those that rows share once."""
+    from .packing import packed_states
+
+    return packed_states(backbone, input_ids, attention_mask, position_ids, share=True)
+
+
+@hookimpl(specname="last_hidden_states")
+def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """Hidden states (B, S, H) by the highest level that the backbone allows."""
+    from .attending import NotPackable
+
+    level, _ = highest(backbone)
+    try:
+        return _LEVELS[level](backbone, input_ids, attention_mask, position_ids)
+    except NotPackable as reason:
+        _learnt[backbone] = str(reason)
+        return groups(backbone, input_ids, attention_mask, position_ids)
+
+
+def highest(backbone: Any) -> Tuple[str, str]:
+    """The highest level for a backbone as it is now, and why it is no higher.
+
+    What a rank answers depends on the model alone, not on its batch: under Gemini all ranks have to
+    make as many forwards.
+    """
+    from coati_ext.tensors.frame import is_compiling
+
+    if is_compiling():
+        return "off", "torch.compile is tracing, where no length is known"
+    reason = _learnt.get(backbone) or _obstacle(backbone)
+    if reason:
+        return "groups", reason
+    if backbone.training and drops_out(backbone):
+        return "packed", "rows that share a prompt would share its dropout"
+    return "prefix", ""
+
+
+def _obstacle(backbone: Any) -> str:
+    """Why a backbone cannot be packed, as far as it can be told without a forward."""
+    config = getattr(backbone, "config", None)
+    if getattr(config, "num_hidden_layers", None) is None:
+        return "it is no transformers model"
+    if "forward" in vars(backbone):
+        return "its forward was replaced, as by tensor parallelism"
+    if not accepts(backbone, "position_ids"):
+        return "it takes no position ids"
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True):
+        return f"its attention sees {window} tokens"
+    scaling: Dict[str, Any] = getattr(config, "rope_scaling", None) or {}
+    kind = scaling.get("rope_type", scaling.get("type", ""))
+    if kind in ("dynamic", "longrope"):
+        return "its rotary positions depend on the length of the batch"
+    return ""
+
+
+_LEVELS = {"prefix": prefix, "packed": packed, "groups": groups, "off": off}

@@ -1,0 +1,213 @@
+"""Let a backbone's attention be that of packed runs, for one forward and its recomputation.
+
+Nothing is replaced for good. What is caught depends on how a family attends: a call of PyTorch's
+``scaled_dot_product_attention``, whoever makes it, or the attention of a family that computes its
+own (transformers before 4.48). The caller must compare how often attention was asked for with the
+number of layers: where a backbone attends in another way, its result is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.utils.checkpoint
+import transformers
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from .segments import Segments
+
+_SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
+# Since 4.48 a model looks up its attention by the name in its configuration, at each call.
+_BY_NAME = hasattr(transformers.modeling_utils, "ALL_ATTENTION_FUNCTIONS")
+_modules: WeakKeyDictionary[Any, List[Any]] = WeakKeyDictionary()
+
+
+class NotPackable(Exception):
+    """A backbone attends in a way that is not known here."""
+
+
+@contextmanager
+def attending(backbone: Any, segments: Segments) -> Iterator[None]:
+    """Within this block the backbone's attention is that of the runs."""
+    with ExitStack() as stack:
+        for module in _own_attention(backbone):
+            given = _OWN[type(module).__name__](module, segments)
+            stack.enter_context(_set(vars(module), given))
+        again = partial(_again, backbone, segments)
+        for module in _checkpointing(backbone):
+            checkpoint = vars(module).get("_gradient_checkpointing_func")
+            if checkpoint is not None:
+                given = {"_gradient_checkpointing_func": partial(again, checkpoint)}
+                stack.enter_context(_set(vars(module), given))
+            else:  # before transformers 4.35 a model calls PyTorch's by its full name
+                holder = vars(torch.utils.checkpoint)
+                stack.enter_context(
+                    _set(holder, {"checkpoint": partial(again, holder["checkpoint"])})
+                )
+        if _BY_NAME:
+            stack.enter_context(_sdpa_by_name(backbone.config))
+        if _SDPA is not None:
+            stack.enter_context(_Caught(segments))
+        yield
+
+
+class _Caught(TorchFunctionMode):
+    """Answers ``scaled_dot_product_attention`` for packed runs."""
+
+    def __init__(self, segments: Segments) -> None:
+        super().__init__()
+        self.segments = segments
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is not _SDPA:
+            return func(*args, **kwargs)
+        return _attend(self.segments, *args, **kwargs)
+
+
+def _attend(
+    segments: Segments,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **more: Any,
+) -> Tensor:
+    if attn_mask is not None or query.size(0) != 1 or query.size(2) != sum(segments.lengths):
+        raise NotPackable("its attention takes a mask of its own")
+    if not is_causal and query.size(2) > 1:
+        raise NotPackable("its attention is not causal")
+    return segments.attend(query, key, value, dropout_p, **more)
+
+
+def _again(backbone: Any, segments: Segments, checkpoint: Any, run: Any, *args: Any, **kw: Any) -> Any:
+    """A checkpoint whose recomputation, in the backward pass, attends as the forward did."""
+
+    def attended(*given: Any, **named: Any) -> Any:
+        with attending(backbone, segments):
+            return run(*given, **named)
+
+    return checkpoint(attended, *args, **kw)
+
+
+@contextmanager
+def _set(holder: Dict[str, Any], given: Mapping[str, Any]) -> Iterator[None]:
+    """Set attributes and give back what was there, or nothing."""
+    held = {name: holder[name] for name in given if name in holder}
+    holder.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            if name in held:
+                holder[name] = held[name]
+            else:
+                del holder[name]
+
+
+@contextmanager
+def _sdpa_by_name(config: Any) -> Iterator[None]:
+    before = config._attn_implementation
+    if before == "sdpa":
+        yield
+        return
+    config._attn_implementation = "sdpa"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _own_attention(backbone: Any) -> List[Any]:
+    """The modules of a backbone that have to be told: found once."""
+    found = _modules.get(backbone)
+    if found is None:
+        found = [item for item in backbone.modules() if _is_own(item)]
+        _modules[backbone] = found
+    return found
+
+
+def _is_own(module: Any) -> bool:
+    name = type(module).__name__
+    return name in _OWN and hasattr(module, _MARKS[name])
+
+
+def _checkpointing(backbone: Any) -> List[Any]:
+    if not backbone.training or not torch.is_grad_enabled():
+        return []
+    return [item for item in backbone.modules() if getattr(item, "gradient_checkpointing", False)]
+
+
+# --- families whose attention is their own, in transformers 4.31 and 4.36 ------------------------
+
+
+def _gpt2(module: Any, segments: Segments) -> Dict[str, Any]:
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Any:
+        scale = query.size(-1) ** -0.5 if module.scale_attn_weights else 1.0
+        if module.scale_attn_by_inverse_layer_idx:
+            scale /= module.layer_idx + 1
+        dropout = module.attn_dropout.p if module.training else 0.0
+        return segments.attend(query, key, value, dropout, scale=scale), None
+
+    return {"_attn": attend}
+
+
+def _gpt_neox(module: Any, segments: Segments) -> Dict[str, Any]:
+    def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Any:
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return segments.attend(query, key, value, scale=query.size(-1) ** -0.5), None
+
+    return {"_attn": attend}
+
+
+def _llama(module: Any, segments: Segments) -> Dict[str, Any]:
+    family = sys.modules[type(module).__module__]
+
+    def forward(
+        hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None, *_: Any, **__: Any
+    ) -> Any:
+        rows, columns, _width = hidden_states.shape
+        query, key, value = (
+            project(hidden_states).view(rows, columns, -1, module.head_dim).transpose(1, 2)
+            for project in (module.q_proj, module.k_proj, module.v_proj)
+        )
+        rotation = module.rotary_emb(value, seq_len=segments.longest)
+        query, key = family.apply_rotary_pos_emb(query, key, *rotation, position_ids)
+        groups = module.num_key_value_groups
+        key, value = (family.repeat_kv(item, groups) for item in (key, value))
+        found = segments.attend(query, key, value)
+        return module.o_proj(found.transpose(1, 2).reshape(rows, columns, -1)), None, None
+
+    return {"forward": forward}
+
+
+def _llama_model(module: Any, segments: Segments) -> Dict[str, Any]:
+    """No (T, T) mask, which nothing would read: in 4.31 by its maker, in 4.36 by a flag."""
+    if hasattr(module, "_prepare_decoder_attention_mask"):
+        return {"_prepare_decoder_attention_mask": lambda *_, **__: None}
+    return {"_use_flash_attention_2": True}
+
+
+_OWN: Dict[str, Callable[[Any, Segments], Dict[str, Any]]] = {
+    "GPT2Attention": _gpt2,
+    "GPTNeoXAttention": _gpt_neox,
+    "LlamaAttention": _llama,
+    "LlamaModel": _llama_model,
+}
+# What tells the classes of these versions from the later ones.
+_MARKS = {
+    "GPT2Attention": "_attn",
+    "GPTNeoXAttention": "_attn",
+    "LlamaAttention": "_init_rope",
+    "LlamaModel": "_prepare_decoder_attention_mask",
+}
