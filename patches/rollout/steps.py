@@ -31,16 +31,29 @@ def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence
 
 
 @hookimpl(specname="action_log_probs")
-def from_logits(model: Any, frame: Frame) -> Tensor:
-    """Log-probabilities (B, A) from one forward over prompt and answer."""
+def of_actions(model: Any, frame: Frame) -> Tensor:
+    """Log-probabilities (B, A) from one forward, of the hidden states before actions alone.
+
+    Of an actor whose inside is not known, from the logits of all columns.
+    """
+    from coati_ext.rollout.inside import causal_model, log_probs_of_frame, through
+
     inputs: Dict[str, Any] = frame_inputs(model, frame.attention_mask, frame.position_ids)
     if accepts(model, "num_actions"):  # before v0.3.1 the actor returns log-probabilities
         log_probs: Tensor = model(frame.sequences, frame.num_actions, **inputs)
         return log_probs
-    if accepts(model, "use_cache"):
-        inputs["use_cache"] = False
-    output = model(frame.sequences, **inputs)
-    return log_probs_of_actions(output, frame.sequences, frame.num_actions)
+    inner = causal_model(model)
+    if inner is None:
+        output = model(frame.sequences, **inputs)
+        return log_probs_of_actions(output, frame.sequences, frame.num_actions)
+    found: Tensor = through(
+        model,
+        inner,
+        lambda *_, **__: log_probs_of_frame(inner, frame),
+        frame.sequences,
+        **inputs,
+    )
+    return found
 
 
 @hookimpl(specname="state_values")

@@ -83,7 +83,7 @@ def grouped_states(backbone: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
         )
         where.reshape(-1)[source[part]] = size + numpy.flatnonzero(part)
         index = torch.from_numpy(source).to(input_ids.device)
-        ids = input_ids.reshape(-1)[index]
+        ids = input_ids.reshape(-1).index_select(0, index.reshape(-1)).view_as(index)
         inputs = frame_inputs(backbone, torch.from_numpy(part).to(input_ids.device))
         found.append(backbone(ids, **inputs)["last_hidden_state"].flatten(0, 1))
         size += source.size

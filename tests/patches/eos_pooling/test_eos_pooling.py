@@ -198,7 +198,7 @@ def test_the_hot_path_reads_nothing_back(on, family):
     del model.model.forward
     with torch.no_grad(), HostReads() as backbone:
         model.model(*calls[0][0], **calls[0][1])
-    assert whole.seen == backbone.seen
+    assert set(whole.seen) <= set(backbone.seen)
 
 
 def test_wrappers_are_seen_through(on):
