@@ -34,7 +34,7 @@ PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 14, 6, 33]]
 PLUGIN = """
 import torch
 from coati_ext import hookimpl
-from coati_ext.patches import eos_pooling, rollout
+from coati_ext.patches import eos_pooling, rollout, token_saving
 
 wrong = {}  # what a test does to the result of a hook
 called = set()
@@ -42,6 +42,11 @@ called = set()
 def made(hook, right):
     called.add(hook)
     return wrong.get(hook, lambda right: right)(right)
+
+@hookimpl
+def last_hidden_states(backbone, input_ids, attention_mask, position_ids):
+    right = token_saving.prefix(backbone, input_ids, attention_mask, position_ids)
+    return made("last_hidden_states", right)
 
 @hookimpl
 def pool_reward(hidden, positions):
@@ -160,6 +165,14 @@ PAIRS = {
     "one": lambda it: it[:1],
 }
 WRONG = {
+    "last_hidden_states": {
+        **ROWS,
+        "a column less": lambda it: it[:, :-1],
+        "a column more": lambda it: torch.cat([it, it[:, :1]], dim=1),
+        "a feature less": lambda it: it[..., :-1],
+        "no columns": lambda it: it.mean(dim=1),
+        "columns first": lambda it: it.transpose(0, 1),
+    },
     "pool_reward": TABLE,
     "align_prompts": {
         **PAIRS,
@@ -206,6 +219,7 @@ WRONG = {
     "scale_advantages": {**ANYTHING, **FLOATS, **WIDE},
 }
 TRAINED = {
+    "last_hidden_states": DETACHED,
     "action_log_probs": DETACHED,
     "state_values": DETACHED,
     "scale_advantages": WRONG["scale_advantages"],
@@ -321,6 +335,7 @@ RIGHT = {
     "align_prompts": ((SEQUENCES, SEQUENCES > 0), (SEQUENCES.flip(1), SEQUENCES.flip(1) > 0)),
     "compare_group": ((SCORE, SCORE, 3, 0.1), SCORE),
     "estimate_advantages": ((NUMBERS, NUMBERS, MASK, 1.0, 1.0), NUMBERS),
+    "last_hidden_states": ((None, SEQUENCES, SEQUENCES > 0, SEQUENCES), torch.randn(3, 6, 8)),
     "mark_actions": ((SEQUENCES, 2, ((2,),)), (MASK, MASK[:, 0])),
     "pool_reward": ((torch.randn(3, 6, 8), SEQUENCES > 0, None, None), torch.randn(3, 8)),
     "sample_answers": ((None, SEQUENCES[:, :2], MASK[:, :2], 4, {}), SEQUENCES),

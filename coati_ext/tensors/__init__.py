@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     )
     from coati_ext.tensors.answers import answer_mask, kl_estimate, selected_log_probs
     from coati_ext.tensors.frame import (
+        is_compiling,
         left_frame,
         position_ids,
         token_mask,
@@ -42,6 +43,7 @@ _HOMES = {
     "gae": "advantages",
     "group_advantage": "advantages",
     "head_log_probs": "token_log_probs",
+    "is_compiling": "frame",
     "kl_estimate": "answers",
     "left_frame": "frame",
     "moments": "advantages",
@@ -66,6 +68,8 @@ __all__ = [
     "every_token_reward",
     "gae",
     "group_advantage",
+    "head_log_probs",
+    "is_compiling",
     "kl_estimate",
     "left_frame",
     "moments",

@@ -31,7 +31,7 @@ def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence
 
 
 @hookimpl(specname="action_log_probs")
-def of_actions(model: Any, frame: Frame) -> Tensor:
+def from_logits(model: Any, frame: Frame) -> Tensor:
     """Log-probabilities (B, A) from one forward, of the hidden states before actions alone.
 
     Of an actor whose inside is not known, from the logits of all columns.

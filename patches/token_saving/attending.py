@@ -20,6 +20,8 @@ import transformers
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from coati_ext.errors import CoatiExtError
+
 from .segments import Segments
 
 _SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
@@ -28,8 +30,15 @@ _BY_NAME = hasattr(transformers.modeling_utils, "ALL_ATTENTION_FUNCTIONS")
 _modules: WeakKeyDictionary[Any, List[Any]] = WeakKeyDictionary()
 
 
-class NotPackable(Exception):
+class NotPackable(CoatiExtError, RuntimeError):
     """A backbone attends in a way that is not known here."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"token_saving.level = packed and prefix cannot be had for this backbone: {reason}; "
+            "auto and groups can"
+        )
+        self.reason = reason
 
 
 @contextmanager
@@ -50,10 +59,20 @@ def attending(backbone: Any, segments: Segments) -> Iterator[None]:
                 stack.enter_context(
                     _set(holder, {"checkpoint": partial(again, holder["checkpoint"])})
                 )
+        stack.enter_context(unwarned(backbone))
         if _BY_NAME:
             stack.enter_context(_sdpa_by_name(backbone.config))
         if _SDPA is not None:
             stack.enter_context(_Caught(segments))
+        yield
+
+
+@contextmanager
+def unwarned(backbone: Any) -> Iterator[None]:
+    """No warning of pads in rows without a mask, for which a model reads ids from the device."""
+    name = "warn_if_padding_and_no_attention_mask"
+    given = {name: lambda *_, **__: None} if hasattr(backbone, name) else {}
+    with _set(vars(backbone), given):
         yield
 
 

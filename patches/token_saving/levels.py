@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Dict, Tuple
 from weakref import WeakKeyDictionary
 
-from coati_ext import hookimpl
+from coati_ext import hookimpl, tensors
 from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ def groups(
     """Hidden states (B, S, H) from up to four forwards of rows of like length."""
     from .packing import grouped_states
 
+    if tensors.is_compiling():
+        return off(backbone, input_ids, attention_mask, position_ids)
     return grouped_states(backbone, input_ids, attention_mask)
 
 
@@ -40,9 +42,7 @@ def packed(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over the real tokens."""
-    from .packing import packed_states
-
-    return packed_states(backbone, input_ids, attention_mask, position_ids, share=False)
+    return _packed(backbone, input_ids, attention_mask, position_ids, share=False)
 
 
 @hookimpl(specname="last_hidden_states")
@@ -50,9 +50,21 @@ def prefix(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over real tokens, those that rows share once."""
+    return _packed(backbone, input_ids, attention_mask, position_ids, share=True)
+
+
+def _packed(
+    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
+) -> Tensor:
+    from .attending import NotPackable
     from .packing import packed_states
 
-    return packed_states(backbone, input_ids, attention_mask, position_ids, share=True)
+    if tensors.is_compiling():
+        return off(backbone, input_ids, mask, position_ids)
+    reason = _obstacle(backbone)
+    if reason:
+        raise NotPackable(reason)
+    return packed_states(backbone, input_ids, mask, position_ids, share)
 
 
 @hookimpl(specname="last_hidden_states")
@@ -63,8 +75,8 @@ def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids:
     level, _ = highest(backbone)
     try:
         return _LEVELS[level](backbone, input_ids, attention_mask, position_ids)
-    except NotPackable as reason:
-        _learnt[backbone] = str(reason)
+    except NotPackable as error:
+        _learnt[backbone] = error.reason
         return groups(backbone, input_ids, attention_mask, position_ids)
 
 
@@ -74,9 +86,7 @@ def highest(backbone: Any) -> Tuple[str, str]:
     What a rank answers depends on the model alone, not on its batch: under Gemini all ranks have to
     make as many forwards.
     """
-    from coati_ext.tensors.frame import is_compiling
-
-    if is_compiling():
+    if tensors.is_compiling():
         return "off", "torch.compile is tracing, where no length is known"
     reason = _learnt.get(backbone) or _obstacle(backbone)
     if reason:

@@ -14,7 +14,7 @@ from torch import Tensor
 from coati_ext.rollout.host import array_of
 from coati_ext.rollout.models import accepts, frame_inputs
 
-from .attending import NotPackable, attending
+from .attending import NotPackable, attending, unwarned
 from .segments import Segments
 from .tree import prefix_tree
 
@@ -114,7 +114,8 @@ def _dense(backbone: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
     inputs = _without_cache(backbone)
     if accepts(backbone, "position_ids"):
         inputs["position_ids"] = position_ids
-    hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
+    with unwarned(backbone):
+        hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
     return hidden
 
 

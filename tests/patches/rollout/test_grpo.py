@@ -376,9 +376,7 @@ class TestMiniBatches:
         calls = scripted(monkeypatch, ANSWERS, pad=tokenizer.pad_token_id)
         scored = []
         models = apart()
-        models.reward_model.model.register_forward_hook(
-            lambda *call: scored.append(len(call[-1]["last_hidden_state"]))
-        )
+        models.reward_model.register_forward_hook(lambda *call: scored.append(len(call[-1])))
         whole, parts = (
             experience_of(
                 self.maker(tokenizer, grpo, models, inference_batch_size=size),
@@ -402,7 +400,7 @@ class TestMiniBatches:
     @pytest.mark.parametrize("at_once", [None, 1, 2, 4])
     def test_of_log_probabilities_change_nothing(self, on, monkeypatch, plain, grpo, at_once):
         models, sizes = apart(), []
-        models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1]["logits"])))
+        models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1])))
         scripted(monkeypatch, ANSWERS)
         made = [
             experience_of(
