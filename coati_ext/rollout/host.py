@@ -25,16 +25,14 @@ def array_of(tensor: Tensor) -> numpy.ndarray:
     """An integer or bool tensor as an array of the host; read from the device if not known."""
     if tensor.is_cpu:
         return tensor.numpy()
-    found = _known.get(id(tensor))
-    if found is None or found[0]() is not tensor:
+    if not _knows(tensor):
         learn(tensor)
-        found = _known[id(tensor)]
-    return found[1]
+    return _known[id(tensor)][1]
 
 
 def learn(*tensors: Tensor) -> None:
     """Read tensors of B rows from their device by one copy, and remember them."""
-    if all(item.is_cpu for item in tensors):
+    if all(item.is_cpu for item in tensors):  # NumPy sees the same memory
         return
     array = read(torch.cat([item.long() for item in tensors], dim=1))
     ends = numpy.cumsum([item.size(1) for item in tensors])[:-1]
@@ -56,21 +54,35 @@ def remember(tensor: Tensor, array: numpy.ndarray) -> None:
 def remember_rows(parts: Sequence[Tensor], wholes: Sequence[Tensor], rows: slice) -> None:
     """Remember parts that are rows of known tensors."""
     for part, whole in zip(parts, wholes):
-        found = _known.get(id(whole))
-        if found is not None and found[0]() is whole:
-            remember(part, found[1][rows])
+        if _knows(whole):
+            remember(part, _known[id(whole)][1][rows])
 
 
-def left_padded(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
-    """:func:`coati_ext.tensors.left_frame`, of which the host knows what it knew before."""
-    found = [_known.get(id(item)) for item in (input_ids, mask)]
-    moved, moved_mask = tensors.left_frame(input_ids, mask)
-    if all(it is not None and it[0]() is item for it, item in zip(found, (input_ids, mask))):
-        ids, real = (array_of(item) for item in (input_ids, mask))
-        order = real.argsort(axis=1, kind="stable")
+def compact(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
+    """Left-padded rows without gaps, and without columns that are padding in every row.
+
+    The host knows what it returns. Under ``torch.compile`` all columns stay.
+
+    Args:
+        input_ids: (B, S) integer.
+        mask: (B, S) bool, true for real tokens.
+    """
+    if tensors.is_compiling():
+        return tensors.left_frame(input_ids, mask)
+    learn(*(item for item in (input_ids, mask) if not _knows(item)))
+    ids, real = array_of(input_ids), array_of(mask)
+    unused = mask.size(1) - int(real.sum(axis=1).max())
+    moved, moved_mask = (item[:, unused:] for item in tensors.left_frame(input_ids, mask))
+    if not input_ids.is_cpu:
+        order = real.argsort(axis=1, kind="stable")[:, unused:]
         remember(moved, numpy.take_along_axis(ids, order, axis=1))
         remember(moved_mask, numpy.take_along_axis(real, order, axis=1))
     return moved, moved_mask
+
+
+def _knows(tensor: Tensor) -> bool:
+    found = _known.get(id(tensor))
+    return found is not None and found[0]() is tensor
 
 
 def read(numbers: Tensor) -> numpy.ndarray:

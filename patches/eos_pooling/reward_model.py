@@ -38,10 +38,10 @@ def forward_with_extras(
 def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     import torch
 
-    from coati_ext.rollout.host import left_padded
+    from coati_ext.rollout.host import compact
 
     mask = tensors.token_mask(input_ids, attention_mask)
-    input_ids, mask = left_padded(input_ids, mask)
+    input_ids, mask = compact(input_ids, mask)
     hidden = last_hidden_states(self.model, input_ids, mask)
     rows, columns = mask.shape
     positions = torch.full((rows,), columns - 1, device=mask.device)  # int64, to index with

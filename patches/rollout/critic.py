@@ -65,10 +65,10 @@ def _values_before(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor
 
 def _value_at_end(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
     """Values (B,) of the last real token of each row, wherever its pads are."""
-    from coati_ext.rollout.host import left_padded
+    from coati_ext.rollout.host import compact
 
     mask = tensors.token_mask(input_ids, attention_mask)
-    input_ids, mask = left_padded(input_ids, mask)
+    input_ids, mask = compact(input_ids, mask)
     hidden = last_hidden_states(self.model, input_ids, mask)
     return _valued(self, hidden[:, -1])
 
