@@ -34,12 +34,14 @@ if TYPE_CHECKING:
         widened,
     )
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
+    from coati_ext.tensors.token_log_probs import head_log_probs
 
 _HOMES = {
     "answer_mask": "answers",
     "every_token_reward": "rewards",
     "gae": "advantages",
     "group_advantage": "advantages",
+    "head_log_probs": "token_log_probs",
     "kl_estimate": "answers",
     "left_frame": "frame",
     "moments": "advantages",
@@ -64,6 +66,7 @@ __all__ = [
     "every_token_reward",
     "gae",
     "group_advantage",
+    "head_log_probs",
     "kl_estimate",
     "left_frame",
     "moments",

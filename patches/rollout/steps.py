@@ -5,7 +5,8 @@ The sampler is in :mod:`coati_ext.patches.rollout.sampler`. Letters: B rows, A a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from coati_ext import hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, frame_inputs
@@ -32,14 +33,20 @@ def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence
 
 @hookimpl(specname="action_log_probs")
 def from_logits(model: Any, frame: Frame) -> Tensor:
-    """Log-probabilities (B, A) from one forward over prompt and answer."""
-    inputs: Dict[str, Any] = frame_inputs(model, frame.attention_mask, frame.position_ids)
-    if accepts(model, "num_actions"):  # before v0.3.1 the actor returns log-probabilities
-        log_probs: Tensor = model(frame.sequences, frame.num_actions, **inputs)
-        return log_probs
-    if accepts(model, "use_cache"):
-        inputs["use_cache"] = False
-    output = model(frame.sequences, **inputs)
+    """Log-probabilities (B, A) from one forward over prompt and answer, zero where no action is.
+
+    Of an actor whose head is all that follows its backbone, no logits but those of actions.
+    """
+    from coati_ext.rollout import inside
+
+    # Before v0.3.1 the actor returns log-probabilities, and takes the number of them.
+    asked = [frame.num_actions] if accepts(model, "num_actions") else []
+    actor = inside.language_model(model)
+    if actor is not None:
+        compute = partial(inside.action_log_probs, actor, frame)
+        return inside.through(model, actor, compute, frame.sequences, *asked)
+    inputs = frame_inputs(model, frame.attention_mask, frame.position_ids)
+    output = model(frame.sequences, *asked, **inputs)
     return log_probs_of_actions(output, frame.sequences, frame.num_actions)
 
 
