@@ -402,7 +402,7 @@ class TestMiniBatches:
     @pytest.mark.parametrize("at_once", [None, 1, 2, 4])
     def test_of_log_probabilities_change_nothing(self, on, monkeypatch, plain, grpo, at_once):
         models, sizes = apart(), []
-        models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1]["logits"])))
+        models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1])))
         scripted(monkeypatch, ANSWERS)
         made = [
             experience_of(
