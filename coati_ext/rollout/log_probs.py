@@ -22,17 +22,17 @@ def log_probs_of(head: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
         hidden: (T, H) floating point.
         ids: (T,) integer, from 0 to V - 1.
     """
-    if _plain(head):
+    if isinstance(head, nn.Linear) and _plain(head):
         return tensors.head_log_probs(hidden, head.weight, head.bias, ids)
 
     def of_part(hidden: Tensor, ids: Tensor) -> Tensor:
         return tensors.selected_log_probs(head(hidden), ids)
 
-    parts = zip(hidden.split(_AT_ONCE), ids.split(_AT_ONCE))
+    parts = zip(torch.split(hidden, _AT_ONCE), torch.split(ids, _AT_ONCE))
     return torch.cat([checkpoint(of_part, *part, use_reentrant=False) for part in parts])
 
 
-def _plain(head: nn.Module) -> bool:
+def _plain(head: nn.Linear) -> bool:
     """Whether a head is a product with its weight and no more.
 
     Adapters and parallel heads are classes of their own. Gemini gathers its parameters, which are

@@ -39,7 +39,7 @@ def head_log_probs(hidden: Tensor, weight: Tensor, bias: Optional[Tensor], ids: 
     with torch.no_grad():  # under autocast another dtype than that of the arguments
         dtype = linear(hidden[:0], weight[:1]).dtype
     cast = (None if item is None else item.to(dtype) for item in (hidden, weight, bias))
-    log_probs: Tensor = _HeadLogProbs.apply(*cast, ids)
+    log_probs: Tensor = _HeadLogProbs.apply(*cast, ids)  # type: ignore[no-untyped-call]
     return log_probs
 
 

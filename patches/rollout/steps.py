@@ -44,7 +44,8 @@ def from_logits(model: Any, frame: Frame) -> Tensor:
     actor = inside.language_model(model)
     if actor is not None:
         compute = partial(inside.action_log_probs, actor, frame)
-        return inside.through(model, actor, compute, frame.sequences, *asked)
+        found: Tensor = inside.through(model, actor, compute, frame.sequences, *asked)
+        return found
     inputs = frame_inputs(model, frame.attention_mask, frame.position_ids)
     output = model(frame.sequences, *asked, **inputs)
     return log_probs_of_actions(output, frame.sequences, frame.num_actions)

@@ -119,7 +119,7 @@ def unequal_ranks(rank):
         rows = [slice(0, 2), slice(2, 3)][rank]
         through, past = {}, {}
         for wrapped, found in ((True, through), (False, past)):
-            model = tiny_actor("gpt2", seed=3)
+            model = tiny_actor("llama", seed=3)
             without_dropout(model)
             ddp = nn.parallel.DistributedDataParallel(model)
             out = coati_ext.choice("action_log_probs")(ddp if wrapped else model, frame_of(rows))
@@ -136,7 +136,7 @@ def test_ranks_of_unequal_data_share_one_gradient(tmp_path):
     )
     single = []
     for rows in (slice(0, 2), slice(2, 3)):
-        model = tiny_actor("gpt2", seed=3)
+        model = tiny_actor("llama", seed=3)
         without_dropout(model)
         single.append(gradients(model, from_all_logits(model, frame_of(rows))))
     average = {name: (item + single[1][name]) / 2 for name, item in single[0].items()}
