@@ -1,10 +1,9 @@
-"""Reach a causal language model inside what wraps it, within the wrapper's own forward.
+"""What is computed inside a wrapped model: DDP, ZeRO and Gemini see one forward of theirs.
 
-DDP reduces gradients, and ZeRO and Gemini gather parameters, for one call of their own forward. A
-loss that called the wrapped model past its wrapper would leave every rank with gradients of its
-own, without a word. So the wrapper is called, and for that call the inner model's forward is ours.
+A call of the inner model itself would pass their gradient reduction by: with DDP each rank would
+keep gradients of its own, without an error.
 
-Letters: B rows, A action columns, S sequence columns, T tokens, H hidden.
+Letters: B rows, A action columns, S sequence columns, H hidden size.
 """
 
 from __future__ import annotations
@@ -12,119 +11,92 @@ from __future__ import annotations
 from typing import Any, Callable, Optional
 
 import torch
-import transformers
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from coati_ext import tensors
 from coati_ext.active import choice
+from coati_ext.rollout import host
 from coati_ext.rollout.frame import Frame
-from coati_ext.rollout.host import array_of
+from coati_ext.rollout.log_probs import log_probs_of
 from coati_ext.rollout.models import layers_of
 
-# Configurations under which a model changes its logits after the head: Gemma 2, Cohere, Granite.
-_AFTER_THE_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling")
-_TOKENS = 128
+# Of configurations: Gemma 2, RecurrentGemma, Cohere, Granite and Falcon H1 change logits after the
+# head.
+_AFTER_THE_HEAD = (
+    "final_logit_softcapping",
+    "logits_soft_cap",
+    "logit_scale",
+    "logits_scaling",
+    "lm_head_multiplier",
+)
 
 
-def through(wrapper: Any, inner: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a wrapper once, with the forward of a model inside replaced for this call.
+def through(wrapper: Any, inner: Any, function: Callable[[], Any], *arguments: Any) -> Any:
+    """Call ``wrapper(*arguments)``, in which ``inner`` returns ``function()`` for this once.
 
     Args:
-        wrapper: what is called with the remaining arguments.
-        inner: the wrapped model; may be the wrapper itself.
-        forward: called instead of the model's forward; a tensor that it returns is what the wrapper
-            returns, so that autograd and DDP see it.
-        args: of the wrapper.
-        kwargs: of the wrapper.
+        wrapper: a model with any wrappers around it.
+        inner: one of :func:`layers_of` of it.
+        function: what to compute instead of the forward of ``inner``.
+        arguments: for the forwards from ``wrapper`` to ``inner``.
     """
-    held = vars(inner).get("forward")
-    vars(inner)["forward"] = forward
+
+    def redirected(*_: Any, **__: Any) -> Any:
+        return function()
+
+    attributes = vars(inner)  # shardformer and accelerate set a forward on the instance, too
+    held = {"forward": attributes["forward"]} if "forward" in attributes else {}
+    attributes["forward"] = redirected
     try:
-        return wrapper(*args, **kwargs)
+        return wrapper(*arguments)
     finally:
-        if held is None:
-            del vars(inner)["forward"]
-        else:
-            vars(inner)["forward"] = held
+        del attributes["forward"]
+        attributes.update(held)
 
 
-def causal_model(model: Any) -> Optional[Any]:
-    """The transformers model inside an actor whose logits are its head's output, if there is one."""
+def language_model(model: Any) -> Optional[PreTrainedModel]:
+    """The transformers model inside whose logits are its head on its backbone's hidden states.
+
+    None where something else is done to them, or where that is not known.
+    """
     for layer in layers_of(model):
-        if isinstance(layer, transformers.PreTrainedModel):
-            plain = not any(getattr(layer.config, name, None) for name in _AFTER_THE_HEAD)
-            # Tensor parallelism sets a forward of its own, which cuts the vocabulary.
-            if plain and "forward" not in vars(layer) and layer.get_output_embeddings() is not None:
-                return layer
+        prompts = getattr(getattr(layer, "active_peft_config", None), "is_prompt_learning", False)
+        if prompts or "_orig_mod" in getattr(layer, "_modules", {}):  # compiled as it was
             return None
+        if isinstance(layer, PreTrainedModel):
+            return layer if _is_backbone_and_head(layer) else None
     return None
 
 
-def log_probs_of_frame(model: Any, frame: Frame) -> Tensor:
-    """The log-probability of each action of a frame, (B, A) float32, zero where there is none.
-
-    Only hidden states before an action go through the head, a part of the vocabulary at a time.
-
-    Args:
-        model: a causal language model, called within its own forward.
-        frame: of B rows.
-    """
-    backbone = getattr(model, model.base_model_prefix)
+def action_log_probs(model: PreTrainedModel, frame: Frame) -> Tensor:
+    """Log-probabilities (B, A) of a :func:`language_model`, zero where there is no action."""
     hidden = choice("last_hidden_states")(
-        backbone, frame.sequences, frame.attention_mask, frame.position_ids
+        model.base_model, frame.sequences, frame.attention_mask, frame.position_ids
     )
-    actions = array_of(frame.action_mask)
-    row, column = actions.nonzero()
-    rows, columns = frame.sequences.shape
-    before = row * columns + (columns - frame.num_actions - 1) + column
-    where, before = (
-        torch.from_numpy(item).to(hidden.device)
-        for item in (row * frame.num_actions + column, before)
-    )
+    rows, columns = host.array_of(frame.action_mask).nonzero()
+    width, actions = frame.sequences.size(1), frame.num_actions
+
+    def places(row_width: int, first: int) -> Tensor:
+        found = torch.from_numpy(rows * row_width + first + columns)
+        return found.to(hidden.device, non_blocking=True)
+
+    before = places(width, width - actions - 1)  # the state in which an action is chosen
     found = log_probs_of(
         model.get_output_embeddings(),
-        hidden.reshape(-1, hidden.size(-1)).index_select(0, before),
-        frame.sequences.reshape(-1).index_select(0, before + 1),
+        hidden.flatten(0, 1).index_select(0, before),
+        frame.sequences.flatten().index_select(0, before + 1),
     )
-    everywhere = found.new_zeros(rows * frame.num_actions).index_copy(0, where, found)
-    return everywhere.view(rows, frame.num_actions)
+    none = found.new_zeros(frame.action_mask.numel())
+    return none.index_copy(0, places(actions, 0), found).view_as(frame.action_mask)
 
 
-def log_probs_of(head: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
-    """The log-probability of each token under an output embedding: (T,), float32 or wider.
-
-    Args:
-        head: gives logits (T, V).
-        hidden: (T, H) floating point.
-        ids: (T,) integer.
-    """
-    if _is_plain(head):
-        return tensors.head_log_probs(hidden, head.weight, head.bias, ids)
-    # LoRA, a head cut over ranks, parameters that are gathered when their module is called: chunks
-    # of tokens go through the module itself, and once more in the backward.
-    parts = [
-        _by_module(head, part, chosen)
-        for part, chosen in zip(hidden.split(_TOKENS), ids.split(_TOKENS))
-    ]
-    return torch.cat(parts)
-
-
-def _by_module(head: nn.Module, hidden: Tensor, ids: Tensor) -> Tensor:
-    def log_probs(hidden: Tensor) -> Tensor:
-        return tensors.selected_log_probs(head(hidden), ids)
-
-    if not torch.is_grad_enabled():
-        return log_probs(hidden)
-    found: Tensor = checkpoint(log_probs, hidden, use_reentrant=False)
-    return found
-
-
-def _is_plain(head: Any) -> bool:
-    # A head without parameters of its own class, and without hooks, is nothing but F.linear.
+def _is_backbone_and_head(model: PreTrainedModel) -> bool:
+    head = model.get_output_embeddings()
+    parts = [model.base_model, head]
     return (
-        type(head) is nn.Linear
-        and "forward" not in vars(head)
-        and type(head.weight) in (Tensor, nn.Parameter)
-        and not (head._forward_hooks or head._forward_pre_hooks)
+        type(model).__module__.startswith("transformers.")
+        and head is not None
+        and not model.config.is_encoder_decoder
+        and {*map(id, parts)} == {*map(id, model.children())}
+        and not any(getattr(model.config, name, None) for name in _AFTER_THE_HEAD)
     )

@@ -5,7 +5,8 @@ The sampler is in :mod:`coati_ext.patches.rollout.sampler`. Letters: B rows, A a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Dict, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Mapping, Sequence
 
 from coati_ext import hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, frame_inputs
@@ -32,28 +33,22 @@ def up_to_the_end(sequences: Tensor, prompt_width: int, stops: Sequence[Sequence
 
 @hookimpl(specname="action_log_probs")
 def from_logits(model: Any, frame: Frame) -> Tensor:
-    """Log-probabilities (B, A) from one forward, of the hidden states before actions alone.
+    """Log-probabilities (B, A) from one forward over prompt and answer, zero where no action is.
 
-    Of an actor whose inside is not known, from the logits of all columns.
+    Of an actor whose head is all that follows its backbone, no logits but those of actions.
     """
-    from coati_ext.rollout.inside import causal_model, log_probs_of_frame, through
+    from coati_ext.rollout import inside
 
-    inputs: Dict[str, Any] = frame_inputs(model, frame.attention_mask, frame.position_ids)
-    if accepts(model, "num_actions"):  # before v0.3.1 the actor returns log-probabilities
-        log_probs: Tensor = model(frame.sequences, frame.num_actions, **inputs)
-        return log_probs
-    inner = causal_model(model)
-    if inner is None:
-        output = model(frame.sequences, **inputs)
-        return log_probs_of_actions(output, frame.sequences, frame.num_actions)
-    found: Tensor = through(
-        model,
-        inner,
-        lambda *_, **__: log_probs_of_frame(inner, frame),
-        frame.sequences,
-        **inputs,
-    )
-    return found
+    # Before v0.3.1 the actor returns log-probabilities, and takes the number of them.
+    asked = [frame.num_actions] if accepts(model, "num_actions") else []
+    actor = inside.language_model(model)
+    if actor is not None:
+        compute = partial(inside.action_log_probs, actor, frame)
+        found: Tensor = inside.through(model, actor, compute, frame.sequences, *asked)
+        return found
+    inputs = frame_inputs(model, frame.attention_mask, frame.position_ids)
+    output = model(frame.sequences, *asked, **inputs)
+    return log_probs_of_actions(output, frame.sequences, frame.num_actions)
 
 
 @hookimpl(specname="state_values")

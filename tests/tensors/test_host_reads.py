@@ -27,4 +27,6 @@ def test_nothing_is_read_back_to_the_host():
         tensors.policy_loss(*tensors.policy_ratio(values, rewards, mask)[:1], values, mask, 0.2)
         tensors.value_loss(values, rewards, values, mask, 0.2)
         tensors.trimmed(ids, torch.ones_like(ids, dtype=torch.bool))  # one on CUDA, none here
+        head, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+        tensors.head_log_probs(hidden, head, None, ids[:, 0]).sum().backward()
     assert reads.seen == []
