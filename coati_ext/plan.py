@@ -211,7 +211,8 @@ def _default_of(
 ) -> str:
     """The built-in implementation named by the hook's option, or the only built-in one."""
     for section, key in _choosing(hook, registry):
-        limits = registry.options[section].__dataclass_fields__[key].metadata
+        fields = dataclasses.fields(registry.options[section])
+        limits = next(item.metadata for item in fields if item.name == key)
         if "without" in limits and not settings.enabled[section].value:
             return str(limits["without"])
         return str(settings.sections[section][key].value)

@@ -59,8 +59,9 @@ def option(default: Any, help: str, **limits: Any) -> Any:
         help: one sentence for ``coati-ext explain``.
         limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, ``chooses`` (the choice
             hook whose implementation the value names), ``without`` (the implementation while the
-            patch of this section is off), ``defaults`` (other defaults, by generation of coati), or ``unset`` (what is in force where the value is ``None``: a
-            function of the options that returns a text).
+            patch of this section is off), ``defaults`` (other defaults, by generation of coati),
+            or ``unset`` (what is in force where the value is ``None``: a function of the options
+            that returns a text).
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 

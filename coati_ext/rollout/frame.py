@@ -53,6 +53,6 @@ class Frame:
     def rows(self, rows: slice) -> Frame:
         """The frame of a slice of the rows."""
         wholes = (self.sequences, self.attention_mask, self.action_mask)
-        parts = [item[rows] for item in wholes]
+        sequences, attention_mask, action_mask = parts = [item[rows] for item in wholes]
         host.remember_rows(parts, wholes, rows)
-        return Frame(*parts, self.position_ids[rows])
+        return Frame(sequences, attention_mask, action_mask, self.position_ids[rows])

@@ -30,7 +30,7 @@ def groups(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from up to four forwards of rows of like length."""
-    from .packing import grouped_states
+    from coati_ext.rollout.packing.forward import grouped_states
 
     if tensors.is_compiling():
         return off(backbone, input_ids, attention_mask, position_ids)
@@ -56,8 +56,8 @@ def prefix(
 def _packed(
     backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
 ) -> Tensor:
-    from .attending import NotPackable
-    from .packing import packed_states
+    from coati_ext.rollout.packing.attending import NotPackable
+    from coati_ext.rollout.packing.forward import packed_states
 
     if tensors.is_compiling():
         return off(backbone, input_ids, mask, position_ids)
@@ -70,7 +70,7 @@ def _packed(
 @hookimpl(specname="last_hidden_states")
 def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """Hidden states (B, S, H) by the highest level that the backbone allows."""
-    from .attending import NotPackable
+    from coati_ext.rollout.packing.attending import NotPackable
 
     level, _ = highest(backbone)
     try:

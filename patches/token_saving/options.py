@@ -13,10 +13,9 @@ class Options:
 
     level: str = option(
         "auto",
-        "what the models compute: prefix (what rows share at their head once), packed (real tokens "
-        "only), groups (rows of like length together), off (every column), auto (the first of these "
-        "that backbone, strategy and stack allow) or the last_hidden_states of a plugin, by its "
-        "name",
+        "what the models compute: prefix (what rows share at their head once), packed (real "
+        "tokens only), groups (rows of like length together), off (every column), auto (the first "
+        "of these that backbone, strategy and stack allow) or the last_hidden_states of a plugin",
         chooses="last_hidden_states",
         without="off",
     )

@@ -7,9 +7,8 @@ import torch
 import transformers
 
 from coati_ext.patches.token_saving import levels
-from coati_ext.patches.token_saving.attending import NotPackable
-from coati_ext.testing import families, layouts, tiny_config
 from coati_ext.tensors import left_frame, position_ids, token_mask
+from coati_ext.testing import families, layouts, tiny_config
 
 PROMPT = list(range(3, 30))
 ROWS = [
@@ -50,8 +49,12 @@ def gradients(backbone, found):
 
 def levels_of(family):
     probe = backbone_of(family)
-    levels.auto(probe, torch.tensor([[1, 2], [1, 3]]), torch.tensor([[True] * 2, [False, True]]),
-                torch.tensor([[0, 1], [0, 0]]))
+    levels.auto(
+        probe,
+        torch.tensor([[1, 2], [1, 3]]),
+        torch.tensor([[True] * 2, [False, True]]),
+        torch.tensor([[0, 1], [0, 0]]),
+    )
     highest, _ = levels.highest(probe)
     return ["off", "groups", "auto"] + ["packed", "prefix"] * (highest == "prefix")
 
@@ -77,5 +80,7 @@ def test_no_level_sees_what_a_pad_holds(family):
     (_, ids, mask), *_ = layouts(ROWS, pad_token_id=0)
     other = ids.masked_fill(mask == 0, 17)
     for level in levels_of(family):
-        for one, two in zip(states(level, backbone, ids, mask), states(level, backbone, other, mask)):
+        for one, two in zip(
+            states(level, backbone, ids, mask), states(level, backbone, other, mask)
+        ):
             assert torch.equal(one, two)

@@ -6,7 +6,7 @@ import numpy
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coati_ext.patches.token_saving import tree
+from coati_ext.rollout.packing import tree
 
 FEW = st.lists(st.integers(0, 2), min_size=1, max_size=60)
 BATCHES = st.lists(FEW, min_size=1, max_size=8)

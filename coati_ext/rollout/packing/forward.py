@@ -13,10 +13,9 @@ from torch import Tensor
 
 from coati_ext.rollout.host import array_of
 from coati_ext.rollout.models import accepts, frame_inputs
-
-from .attending import NotPackable, attending, unwarned
-from .segments import Segments
-from .tree import prefix_tree
+from coati_ext.rollout.packing.attending import NotPackable, attending, unwarned
+from coati_ext.rollout.packing.segments import Segments
+from coati_ext.rollout.packing.tree import prefix_tree
 
 _GROUPS = 4
 

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from coati_ext.errors import CoatiExtError
-
-from .segments import Segments
+from coati_ext.rollout.packing.segments import Segments
 
 _SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
 # Since 4.48 a model looks up its attention by the name in its configuration, at each call.
@@ -109,7 +108,9 @@ def _attend(
     return segments.attend(query, key, value, dropout_p, **more)
 
 
-def _again(backbone: Any, segments: Segments, checkpoint: Any, run: Any, *args: Any, **kw: Any) -> Any:
+def _again(
+    backbone: Any, segments: Segments, checkpoint: Any, run: Any, *args: Any, **kw: Any
+) -> Any:
     """A checkpoint whose recomputation, in the backward pass, attends as the forward did."""
 
     def attended(*given: Any, **named: Any) -> Any:
@@ -193,7 +194,11 @@ def _llama(module: Any, segments: Segments) -> Dict[str, Any]:
     family = sys.modules[type(module).__module__]
 
     def forward(
-        hidden_states: Tensor, attention_mask: Any = None, position_ids: Any = None, *_: Any, **__: Any
+        hidden_states: Tensor,
+        attention_mask: Any = None,
+        position_ids: Any = None,
+        *_: Any,
+        **__: Any,
     ) -> Any:
         rows, columns, _width = hidden_states.shape
         query, key, value = (

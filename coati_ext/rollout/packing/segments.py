@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .tree import Node
+from coati_ext.rollout.packing.tree import Node
 
 _ATTEND = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
 
@@ -44,7 +44,7 @@ class Segments:
         """
         self.asked += 1
         # Not slices: the backward of each would fill a gradient of all T tokens.
-        parts = [item.split(self.lengths, dim=2) for item in (query, key, value)]
+        parts = [torch.split(item, self.lengths, dim=2) for item in (query, key, value)]
         found = []
         for index, node in enumerate(self.nodes):
             q, k, v = (item[index] for item in parts)

@@ -56,7 +56,7 @@ def prefix_tree(ids: numpy.ndarray, mask: numpy.ndarray, share: bool) -> Tree:
         common = [0] + [_common(rows[a], rows[b]) for a, b in zip(order, order[1:])]
         growing.add(order, common, 0, ())
     else:
-        for row, line in enumerate(rows):
+        for row in range(len(rows)):
             growing.leaf(row, 0, ())
     target = numpy.zeros(mask.shape, dtype=numpy.int64)
     for row, pieces in enumerate(growing.pieces):
