@@ -5,6 +5,7 @@ Letters: B rows, S sequence columns, H hidden.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any, Dict, Tuple
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,8 @@ from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
+_told: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # the level of a backbone in the log
 _learnt: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why a backbone cannot be packed
 
 
@@ -72,12 +75,22 @@ def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids:
     """Hidden states (B, S, H) by the highest level that the backbone allows."""
     from coati_ext.rollout.packing.attending import NotPackable
 
-    level, _ = highest(backbone)
+    level, reason = highest(backbone)
+    _tell(backbone, level, reason)
     try:
         return _LEVELS[level](backbone, input_ids, attention_mask, position_ids)
     except NotPackable as error:
         _learnt[backbone] = error.reason
+        _tell(backbone, "groups", error.reason)
         return groups(backbone, input_ids, attention_mask, position_ids)
+
+
+def _tell(backbone: Any, level: str, reason: str) -> None:
+    """Log the level of a backbone once, and again when it changes."""
+    if not tensors.is_compiling() and _told.get(backbone) != level:
+        _told[backbone] = level
+        why = f": {reason}" if reason else ""
+        logger.info("token_saving computes %s by %s%s", type(backbone).__name__, level, why)
 
 
 def highest(backbone: Any) -> Tuple[str, str]:

@@ -43,7 +43,12 @@ class NotPackable(CoatiExtError, RuntimeError):
 @contextmanager
 def attending(backbone: Any, segments: Segments) -> Iterator[None]:
     """Within this block the backbone's attention is that of the runs."""
+    if segments.attended:  # a checkpoint's first run lies within the forward
+        yield
+        return
     with ExitStack() as stack:
+        segments.attended = True
+        stack.callback(setattr, segments, "attended", False)
         for module in _own_attention(backbone):
             given = _OWN[type(module).__name__](module, segments)
             stack.enter_context(_set(vars(module), given))

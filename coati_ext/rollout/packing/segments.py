@@ -28,6 +28,8 @@ class Segments:
         self.device = device
         self.asked = 0
         """How often the attention of this batch was asked for."""
+        self.attended = False
+        """Whether a backbone's attention is that of this batch just now."""
         self._masks: List[Optional[Tensor]] = [None] * len(nodes)
 
     def attend(

@@ -7,6 +7,9 @@ import torch
 import transformers
 
 from coati_ext.patches.token_saving import levels
+from coati_ext.plan import make_plan
+from coati_ext.rollout.packing import attending
+from coati_ext.rollout.packing.attending import NotPackable
 from coati_ext.tensors import left_frame, position_ids, token_mask
 from coati_ext.testing import families, layouts, tiny_config
 
@@ -19,7 +22,6 @@ ROWS = [
     [1, *PROMPT, 31, 32, 33, 2],  # twice
     [1, *PROMPT[:20], 50, 51, 2],
 ]
-PACKABLE = {"gpt2", "llama", "mistral", "qwen2", "gpt_neox"}
 
 
 def backbone_of(family, **options):
@@ -84,3 +86,108 @@ def test_no_level_sees_what_a_pad_holds(family):
             states(level, backbone, ids, mask), states(level, backbone, other, mask)
         ):
             assert torch.equal(one, two)
+
+
+# --- what a backbone allows ----------------------------------------------------------------------
+
+
+def padded_batch(rows=ROWS):
+    _, ids, mask = next(layouts(rows, pad_token_id=0))
+    return ids, mask
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("level", ["groups", "packed", "prefix", "auto"])
+def test_gradient_checkpointing_gives_the_same_gradients(family, level):
+    """The recomputation in the backward attends as the forward did, after another forward."""
+    backbone = backbone_of(family)
+    wanted = gradients(backbone, alone(backbone))
+    backbone.train()
+    backbone.gradient_checkpointing_enable()
+    backbone.enable_input_require_grads()
+    first = states(level, backbone, *padded_batch())
+    states(level, backbone, *padded_batch(ROWS[:3]))
+    largest = max(float(item.abs().max()) for item in wanted)
+    for one, other in zip(gradients(backbone, first), wanted):
+        assert float((one - other).abs().max()) <= 1e-5 * largest
+
+
+def test_rows_that_share_a_prompt_do_not_share_dropout():
+    backbone = backbone_of("gpt2")
+    assert levels.highest(backbone)[0] == "prefix"
+    backbone.h[0].attn.resid_dropout.p = 0.1
+    assert levels.highest(backbone.eval())[0] == "prefix"
+    assert levels.highest(backbone.train())[0] == "packed"
+    twice = [ROWS[0], ROWS[0]]
+    first, second = states("auto", backbone, *padded_batch(twice))
+    assert not torch.equal(first, second)
+
+
+def test_an_unknown_attention_is_computed_by_groups_and_told(caplog):
+    """One that never asks PyTorch for attention, as seen by the count of layers."""
+    backbone = backbone_of("gpt_neox")
+    expected = alone(backbone)
+    backbone.config.num_hidden_layers = 3  # as if one layer mixed its tokens in another way
+    with pytest.raises(NotPackable, match="2 of its 3 layers"):
+        states("prefix", backbone, *padded_batch())
+    with caplog.at_level("INFO"):
+        for one, other in zip(states("auto", backbone, *padded_batch()), expected):
+            torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+    assert levels.highest(backbone)[0] == "groups"
+    assert "token_saving computes GPTNeoXModel by groups: 2 of its 3 layers" in caplog.text
+
+
+def test_nothing_of_a_backbone_is_changed_for_good():
+    backbone = backbone_of("llama")
+    before = [dict(vars(item)) for item in backbone.modules()]
+    states("prefix", backbone, *padded_batch())
+    assert [dict(vars(item)) for item in backbone.modules()] == before
+    backbone.layers[0].mlp.forward = lambda *_: 1 / 0
+    held = [dict(vars(item)) for item in backbone.modules()]
+    with pytest.raises(ZeroDivisionError):
+        states("prefix", backbone, *padded_batch())
+    assert [dict(vars(item)) for item in backbone.modules()] == held
+
+
+@pytest.mark.skipif(not attending._BY_NAME, reason="attention has names since transformers 4.48")
+def test_a_model_of_eager_attention_is_packed_too():
+    backbone = backbone_of("llama")
+    backbone.config._attn_implementation = "eager"
+    expected = alone(backbone)
+    for one, other in zip(states("prefix", backbone, *padded_batch()), expected):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=0)
+    assert backbone.config._attn_implementation == "eager"
+
+
+def test_the_number_of_forwards_depends_on_the_number_of_rows_alone():
+    """Under Gemini every forward gathers parameters, for which all ranks must meet."""
+    for level, forwards in (("groups", 4), ("packed", 1), ("prefix", 1)):
+        backbone, calls = backbone_of("llama"), []
+        backbone.register_forward_hook(lambda *_: calls.append(1))
+        for rows in (ROWS, [[1, 2]] * 6, [[1] * n for n in range(1, 7)]):
+            calls.clear()
+            states(level, backbone, *padded_batch(rows))
+            assert len(calls) == forwards
+
+
+def test_fewer_tokens_go_through_the_backbone():
+    backbone, seen = backbone_of("llama"), []
+    backbone.embed_tokens.register_forward_hook(lambda *call: seen.append(call[1][0].numel()))
+    ids, mask = padded_batch()
+    counts = {}
+    for level in ("off", "groups", "packed", "prefix"):
+        seen.clear()
+        states(level, backbone, ids, mask)
+        counts[level] = sum(seen)
+    assert counts["off"] == ids.numel()
+    assert counts["packed"] == int(mask.sum())
+    assert counts["off"] > counts["groups"] > counts["packed"] > counts["prefix"]
+
+
+def test_a_patch_that_is_off_leaves_the_padded_forward(upstream):
+    for settings, level in (
+        ({}, "auto"),
+        ({"token_saving": {"enabled": False}}, "off"),
+        ({"token_saving": {"level": "packed"}}, "packed"),
+    ):
+        assert make_plan(settings).choices["last_hidden_states"].name == level
