@@ -3,7 +3,7 @@
 ``generate`` computes no logits of the prompt where a model can leave them out, and prepares its
 cache once. All that decides which token comes is upstream's: its logits processors, in the dtype
 that the actor's logits have, its test of whether all ranks have finished, and the wrapper's own
-forward at each step, in which Gemini gathers parameters and a tensor-parallel model its logits. The
+forward at each step, in which Gemini gathers parameters. The
 model's own ``generation_config`` is not read, as upstream does not read it. Finished rows stay in
 the batch: each draw takes its random numbers for all rows, so without them others would be drawn.
 Letters: B rows, P prompt columns, S sequence columns, V vocabulary.
@@ -87,7 +87,9 @@ def _generating(maker: Any, given: Mapping[str, Any]) -> Optional[Any]:
     """The transformers model inside the actor, or ``None`` where only upstream's sampler will do.
 
     That is before v0.3.2, where another sampler was put into upstream's place, for arguments that
-    only upstream's knows or refuses, and for a preparation of inputs that is not the model's own.
+    only upstream's knows or refuses, for a preparation of inputs that is not the model's own, and
+    for forwards put into the model's modules, such as those of tensor parallelism, which keep no
+    cache, though ``generate`` counts on the one that it made.
     """
     from transformers import PreTrainedModel
 
@@ -104,6 +106,8 @@ def _generating(maker: Any, given: Mapping[str, Any]) -> Optional[Any]:
         and all(item is None or getattr(item, "__self__", None) is model for item in functions)
     )
     if not plain or model is None or not model.can_generate():
+        return None
+    if any("forward" in vars(module) for module in model.modules()):
         return None
     eos, pad = _eos_and_pad(maker, given)
     return model if eos is None or pad is not None else None
