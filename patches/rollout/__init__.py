@@ -5,9 +5,9 @@ tokenizes rows for its reward model differently than in training, uses ``ids != 
 masks EOS if ``pad == eos``), scores without position ids, computes values one token late or in
 another layout than in training, adds the score to every token, and samples every rollout with the
 same seed. Here ``make_experience`` of every generation is one pipeline (``coati_ext.rollout``) of
-hooks, with defaults in ``steps``, ``sampler`` and ``generate``. The training step recomputes log-probabilities
-and values through the same hooks, so before the first update the policy ratio is 1 and the values
-are unchanged. See ColossalAI #4475, #3374, #4491, #3696.
+hooks, with defaults in ``steps``, ``sampler`` and ``generate``. The training step recomputes
+log-probabilities and values through the same hooks, so before the first update the policy ratio is
+1 and the values are unchanged. See ColossalAI #4475, #3374, #4491, #3696.
 """
 
 from __future__ import annotations

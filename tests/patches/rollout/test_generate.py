@@ -1,4 +1,4 @@
-"""`generate` of transformers gives the token ids of upstream's sampler, for the same random numbers."""
+"""`generate` of transformers gives upstream's token ids for the same random numbers."""
 
 from __future__ import annotations
 
