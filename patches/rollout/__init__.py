@@ -5,9 +5,9 @@ tokenizes rows for its reward model differently than in training, uses ``ids != 
 masks EOS if ``pad == eos``), scores without position ids, computes values one token late or in
 another layout than in training, adds the score to every token, and samples every rollout with the
 same seed. Here ``make_experience`` of every generation is one pipeline (``coati_ext.rollout``) of
-hooks, with defaults in ``steps`` and ``sampler``. The training step recomputes log-probabilities
-and values through the same hooks, so before the first update the policy ratio is 1 and the values
-are unchanged. See ColossalAI #4475, #3374, #4491, #3696.
+hooks, with defaults in ``steps``, ``sampler`` and ``generate``. The training step recomputes
+log-probabilities and values through the same hooks, so before the first update the policy ratio is
+1 and the values are unchanged. See ColossalAI #4475, #3374, #4491, #3696.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from coati_ext import Defect, Patch, hookimpl, with_variants
 
 from ..upstream import UPSTREAM
 from .defects import DEFECTS
+from .generate import hf
 from .options import Options
-from .sampler import upstream_sampler
+from .sampler import upstream
 from .sites import RELIES, SITES
 from .steps import (
     compacted,
@@ -43,6 +44,7 @@ __all__ = [
     "from_logits",
     "from_reward_model",
     "gae",
+    "hf",
     "register_defects",
     "register_options",
     "register_patches",
@@ -51,7 +53,7 @@ __all__ = [
     "terminal",
     "unscaled",
     "up_to_the_end",
-    "upstream_sampler",
+    "upstream",
     "whitened",
 ]
 

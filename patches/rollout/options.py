@@ -33,6 +33,14 @@ class Options:
         "the real actions of a training batch on all ranks) or the scale_advantages of a plugin",
         chooses="scale_advantages",
     )
+    generate: str = option(
+        "hf",
+        "what samples the answers: hf (generate of transformers; the same token ids as upstream's "
+        "sampler, faster), upstream (its own sampler; the default in G1 and G2) or the "
+        "sample_answers of a plugin, by its name",
+        chooses="sample_answers",
+        defaults={"G1": "upstream", "G2": "upstream"},
+    )
     kl: Optional[str] = option(
         None,
         "the estimate that the penalty takes: k1 (the log-ratio) or k3 (never negative, at most 10 "

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @hookimpl(specname="sample_answers")
-def upstream_sampler(
+def upstream(
     maker: Any,
     input_ids: Tensor,
     attention_mask: Tensor,
