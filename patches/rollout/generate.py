@@ -100,6 +100,7 @@ def _generating(maker: Any, given: Mapping[str, Any]) -> Optional[Any]:
     functions = (given.get("prepare_inputs_fn"), given.get("update_model_kwargs_fn"))
     plain = (
         getattr(naive, "generate", None) is sampler
+        and sampler.__module__ == "coati.models.generation"
         and set(given) <= _KNOWN
         and given.get("do_sample", True) is True
         and given.get("num_beams", 1) == 1
