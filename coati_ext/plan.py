@@ -84,7 +84,8 @@ class Plan:
         ]
         planned = {row.name for row in rows}
         for name, value in self.settings.enabled.items():
-            if name not in planned:
+            # One without sites is in force by what it implements, and changes no function.
+            if name not in planned and (self.registry.patches[name].sites or not value.value):
                 reason = f"switched off by {value.origin}"
                 if value.value:
                     reason = str(self.missing or "nothing to change in this generation")

@@ -14,7 +14,7 @@ from coati_ext import hookspecs
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import OldCoatiError, UnknownNameError, nearest
 from coati_ext.launch.flag import says_off
-from coati_ext.patching.patch import Patch, Site
+from coati_ext.patching.patch import GENERATIONS, Patch, Site
 from coati_ext.patching.reliances import CHANGED
 from coati_ext.patching.source import Function, dotted_file, with_helpers
 from coati_ext.patching.steps import Step, edited, refusal
@@ -35,7 +35,8 @@ def list_facts(options: Namespace) -> Tuple[int, Facts]:
     rows = []
     for name, patch in sorted(plan.registry.patches.items()):
         value = plan.settings.enabled[name]
-        generations = sorted({item for site in patch.sites for item in site.generations})
+        sites = {item for site in patch.sites for item in site.generations}
+        generations = sorted(sites or GENERATIONS)
         rows.append(
             {
                 "name": name,

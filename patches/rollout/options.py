@@ -36,10 +36,10 @@ class Options:
     generate: str = option(
         "hf",
         "what samples the answers: hf (generate of transformers; the same token ids as upstream's "
-        "sampler, faster), upstream (its own sampler; the default in G1 and G2) or the "
+        "sampler, faster), upstream (its own sampler; the default before G4) or the "
         "sample_answers of a plugin, by its name",
         chooses="sample_answers",
-        defaults={"G1": "upstream", "G2": "upstream"},
+        defaults={"G1": "upstream", "G2": "upstream", "G3": "upstream"},
     )
     kl: Optional[str] = option(
         None,

@@ -161,9 +161,9 @@ def test_a_model_of_eager_attention_is_packed_too():
 
 def test_the_number_of_forwards_depends_on_the_number_of_rows_alone():
     """Under Gemini every forward gathers parameters, for which all ranks must meet."""
+    backbone, calls = backbone_of("llama"), []
+    backbone.register_forward_hook(lambda *_: calls.append(1))
     for level, forwards in (("groups", 4), ("packed", 1), ("prefix", 1)):
-        backbone, calls = backbone_of("llama"), []
-        backbone.register_forward_hook(lambda *_: calls.append(1))
         for rows in (ROWS, [[1, 2]] * 6, [[1] * n for n in range(1, 7)]):
             calls.clear()
             states(level, backbone, *padded_batch(rows))
