@@ -23,7 +23,7 @@ _known: Dict[int, Tuple[Any, numpy.ndarray]] = {}
 
 def array_of(tensor: Tensor) -> numpy.ndarray:
     """An integer or bool tensor as an array of the host; read from the device if not known."""
-    if tensor.is_cpu:
+    if _shared(tensor):
         return tensor.numpy()
     if not _knows(tensor):
         learn(tensor)
@@ -32,7 +32,7 @@ def array_of(tensor: Tensor) -> numpy.ndarray:
 
 def learn(*tensors: Tensor) -> None:
     """Read tensors of B rows from their device by one copy, and remember them."""
-    if all(item.is_cpu for item in tensors):  # NumPy sees the same memory
+    if all(_shared(item) for item in tensors):
         return
     array = read(torch.cat([item.long() for item in tensors], dim=1))
     ends = numpy.cumsum([item.size(1) for item in tensors])[:-1]
@@ -73,11 +73,16 @@ def compact(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
     ids, real = array_of(input_ids), array_of(mask)
     unused = mask.size(1) - int(real.sum(axis=1).max())
     moved, moved_mask = (item[:, unused:] for item in tensors.left_frame(input_ids, mask))
-    if not input_ids.is_cpu:
+    if not _shared(input_ids):
         order = real.argsort(axis=1, kind="stable")[:, unused:]
         remember(moved, numpy.take_along_axis(ids, order, axis=1))
         remember(moved_mask, numpy.take_along_axis(real, order, axis=1))
     return moved, moved_mask
+
+
+def _shared(tensor: Tensor) -> bool:
+    """Whether NumPy sees the tensor's own memory, so that nothing has to be copied."""
+    return tensor.is_cpu
 
 
 def _knows(tensor: Tensor) -> bool:
