@@ -30,7 +30,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def types(session: nox.Session) -> None:
-    packages = ["mypy==2.4.1", "torch==2.13.0", "pluggy", "rich", "packaging"]
+    packages = ["mypy==2.4.1", "torch==2.13.0", "numpy", "pluggy", "rich", "packaging"]
     session.install(*UNCOMPILED, *packages)
     session.run("mypy")
 

@@ -65,7 +65,9 @@ def test_what_runs_around_the_patches_is_known(on, tmp_path):
         train_a_policy(tmp_path)
         if on.generation == "G4":
             train_by_groups(tmp_path)
-    assert relied - entered == set()
+    # transformers' generate, the default in G4, samples without upstream's; it can be chosen.
+    sampler = {"coati.models.generation:generate"} if on.generation == "G4" else set()
+    assert relied - entered <= sampler
     if on.folder == standin(on.generation):
         return  # its functions are cut in other pieces
     targets = {step.site.target for step in make_plan().steps}
