@@ -80,5 +80,6 @@ def _attention(
     if mask is None:
         size = query.size(2)
         mask = torch.full((size, size), float("-inf"), device=query.device).triu(1)
-    weights = (scores + mask).float().softmax(dim=-1).to(query.dtype)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    weights = (scores + mask).to(wide).softmax(dim=-1).to(query.dtype)
     return torch.nn.functional.dropout(weights, dropout) @ value
