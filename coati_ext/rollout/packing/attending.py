@@ -190,7 +190,9 @@ def _gpt2(module: Any, segments: Segments) -> Dict[str, Any]:
 def _gpt_neox(module: Any, segments: Segments) -> Dict[str, Any]:
     def attend(query: Tensor, key: Tensor, value: Tensor, *_: Any) -> Any:
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return segments.attend(query, key, value, scale=query.size(-1) ** -0.5), None
+        factor = module.norm_factor  # in 4.31 a tensor of the CPU to divide by, rounded to float32
+        scale = float(1.0 / factor) if isinstance(factor, Tensor) else factor
+        return segments.attend(query, key, value, scale=scale), None
 
     return {"_attn": attend}
 
