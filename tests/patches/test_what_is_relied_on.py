@@ -12,9 +12,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from coati_ext.patches import rollout
 from coati_ext.plan import make_plan
 from coati_ext.testing import (
     cpu_only,
+    experience_maker,
     ppo_trainer,
     preference_pairs,
     standin,
@@ -25,7 +27,7 @@ from coati_ext.testing import (
 )
 from coati_ext.testing.cpu import LocalBooster, LocalCoordinator
 from coati_ext.testing.padding import pad_rows
-from coati_ext.testing.rollouts import LocalModel, has_strategies
+from coati_ext.testing.rollouts import LocalModel, default_generate_kwargs, has_strategies
 
 PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 14, 6, 33], [1, 2, 7]]
 WIDTH, LENGTH = 6, 12
@@ -65,9 +67,8 @@ def test_what_runs_around_the_patches_is_known(on, tmp_path):
         train_a_policy(tmp_path)
         if on.generation == "G4":
             train_by_groups(tmp_path)
-    # transformers' generate, the default in G4, samples without upstream's; it can be chosen.
-    sampler = {"coati.models.generation:generate"} if on.generation == "G4" else set()
-    assert relied - entered <= sampler
+            sample_by_upstream()
+    assert relied - entered == set()
     if on.folder == standin(on.generation):
         return  # its functions are cut in other pieces
     targets = {step.site.target for step in make_plan().steps}
@@ -113,6 +114,15 @@ def train_a_policy(folder):
             prompt_dataloader=prompt_loader(tokenizer),
             pretrain_dataloader=None,
         )
+
+
+def sample_by_upstream():
+    """With `rollout.generate = "upstream"`; in G4 the trainings ask transformers."""
+    tokenizer = tiny_tokenizer(padding_side="left")
+    maker = experience_maker(tiny_models("gpt2"), tokenizer=tokenizer)
+    ids = torch.tensor([PROMPTS[0]])
+    given = default_generate_kwargs(maker.actor, tokenizer)
+    rollout.upstream(maker, ids, torch.ones_like(ids), LENGTH - WIDTH, given)
 
 
 def train_by_groups(folder):

@@ -77,20 +77,22 @@ def test_models_and_copies_made_before_or_after_are_what_the_flag_says(upstream,
 @pytest.mark.skipif(OLD_TORCH, reason="torch.compile came with torch 2")
 @pytest.mark.enough("G1", "G4", why="thin functions over one that all of them share")
 @pytest.mark.parametrize("make", [tiny_reward_model, tiny_critic])
-def test_a_compiled_model_follows_the_flag(upstream, make):
+@pytest.mark.parametrize("level", ["off", "auto"])
+def test_a_compiled_model_follows_the_flag(upstream, make, level):
     """Compiled and run before enable(), on, off, and on again: what the plain model gives."""
+    told = real if level == "auto" else lambda found: found
     model = make("gpt2")
     compiled = torch.compile(model, backend="eager")
     off = scores(model)
     assert not differ(scores(compiled), off)
     for _ in range(2):
-        with coati_ext.applied() as report:
+        with coati_ext.applied({"token_saving": {"level": level}}) as report:
             assert notes_of(report) == []
             on = scores(model)
             assert differ(on, off)
-            assert real(scores(compiled)).sub(real(on)).abs().max() <= ATOL
+            assert told(scores(compiled)).sub(told(on)).abs().max() <= ATOL
             whole = torch.compile(model, backend="eager", fullgraph=True)
-            assert real(scores(whole)).sub(real(on)).abs().max() <= ATOL
+            assert told(scores(whole)).sub(told(on)).abs().max() <= ATOL
         assert scores(compiled).sub(off).abs().max() <= ATOL
 
 

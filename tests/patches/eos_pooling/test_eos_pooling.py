@@ -183,9 +183,19 @@ def test_a_plugin_can_pool(upstream):
         assert abs(first - second) <= ATOL
 
 
-def test_the_hot_path_reads_nothing_back(on, family):
+@pytest.mark.parametrize("level", ["off", "auto"])
+def test_the_hot_path_reads_nothing_back(upstream, family, level):
     """Beside what Hugging Face's own backbone does with the same inputs."""
-    model = tiny_reward_model(family)
+    with coati_ext.applied({"token_saving": {"level": level}}):
+        whole, backbone = reads_of(tiny_reward_model(family))
+    if level == "off":
+        assert whole == backbone
+    else:  # without a mask a backbone reads less
+        assert set(whole) <= set(backbone)
+
+
+def reads_of(model):
+    """Of the whole model, and of the backbone with the inputs that it was given."""
     _, ids, mask = list(layouts(rows(), pad_token_id=0))[-1]
     with torch.no_grad(), HostReads() as whole:
         model(ids, mask)
@@ -198,7 +208,7 @@ def test_the_hot_path_reads_nothing_back(on, family):
     del model.model.forward
     with torch.no_grad(), HostReads() as backbone:
         model.model(*calls[0][0], **calls[0][1])
-    assert set(whole.seen) <= set(backbone.seen)
+    return whole.seen, backbone.seen
 
 
 def test_wrappers_are_seen_through(on):
