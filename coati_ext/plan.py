@@ -211,12 +211,10 @@ def _default_of(
     hook: str, items: List[Implementation], settings: Settings, registry: Registry
 ) -> str:
     """The built-in implementation named by the hook's option, or the only built-in one."""
-    for section, key in _choosing(hook, registry):
-        fields = dataclasses.fields(registry.options[section])
-        limits = next(item.metadata for item in fields if item.name == key)
-        if "without" in limits and not settings.enabled[section].value:
-            return str(limits["without"])
-        return str(settings.sections[section][key].value)
+    for section, item in _choosing(hook, registry):
+        if "without" in item.metadata and not settings.enabled[section].value:
+            return str(item.metadata["without"])
+        return str(settings.sections[section][item.name].value)
     if len(items) == 1:
         return items[0].name
     raise ConfigError(f"no option chooses {hook}, which {len(items)} plugins offer")
@@ -228,17 +226,17 @@ def _as_picked(
     """The settings, with each option that chooses an implementation set to the one picked."""
     sections = {section: dict(values) for section, values in settings.sections.items()}
     for hook, item in choices.items():
-        for section, key in _choosing(hook, registry):
-            if sections[section][key].value != item.name:
+        for section, option in _choosing(hook, registry):
+            if sections[section][option.name].value != item.name:
                 origin = settings.use[hook].origin if hook in settings.use else item.plugin.source
-                sections[section][key] = Value(item.name, origin)
+                sections[section][option.name] = Value(item.name, origin)
     return dataclasses.replace(settings, sections=sections)
 
 
-def _choosing(hook: str, registry: Registry) -> List[Tuple[str, str]]:
-    """The options, as (section, key), whose value names an implementation of the hook."""
+def _choosing(hook: str, registry: Registry) -> List[Tuple[str, dataclasses.Field[Any]]]:
+    """The options, each with its section, whose value names an implementation of the hook."""
     return [
-        (section, item.name)
+        (section, item)
         for section, cls in registry.options.items()
         for item in dataclasses.fields(cls)
         if item.metadata.get("chooses") == hook

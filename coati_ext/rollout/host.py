@@ -30,13 +30,13 @@ def array_of(tensor: Tensor) -> numpy.ndarray:
     return _known[id(tensor)][1]
 
 
-def learn(*tensors: Tensor) -> None:
+def learn(*items: Tensor) -> None:
     """Read tensors of B rows from their device by one copy, and remember them."""
-    if all(_shared(item) for item in tensors):
+    if all(_shared(item) for item in items):
         return
-    array = read(torch.cat([item.long() for item in tensors], dim=1))
-    ends = numpy.cumsum([item.size(1) for item in tensors])[:-1]
-    for item, part in zip(tensors, numpy.split(array, ends, axis=1)):
+    array = read(torch.cat([item.long() for item in items], dim=1))
+    ends = numpy.cumsum([item.size(1) for item in items])[:-1]
+    for item, part in zip(items, numpy.split(array, ends, axis=1)):
         remember(item, part != 0 if item.dtype == torch.bool else part)
 
 

@@ -18,7 +18,7 @@ from coati_ext.active import choice
 from coati_ext.rollout import host
 from coati_ext.rollout.frame import Frame
 from coati_ext.rollout.log_probs import log_probs_of
-from coati_ext.rollout.models import layers_of
+from coati_ext.rollout.models import attributes, layers_of
 
 # Of configurations: Gemma 2, RecurrentGemma, Cohere, Granite and Falcon H1 change logits after the
 # head.
@@ -44,14 +44,8 @@ def through(wrapper: Any, inner: Any, function: Callable[[], Any], *arguments: A
     def redirected(*_: Any, **__: Any) -> Any:
         return function()
 
-    attributes = vars(inner)  # shardformer and accelerate set a forward on the instance, too
-    held = {"forward": attributes["forward"]} if "forward" in attributes else {}
-    attributes["forward"] = redirected
-    try:
+    with attributes(inner, forward=redirected):
         return wrapper(*arguments)
-    finally:
-        del attributes["forward"]
-        attributes.update(held)
 
 
 def language_model(model: Any) -> Optional[PreTrainedModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import TYPE_CHECKING, Any, Callable, Dict, FrozenSet, Iterator, List, Optional, Tuple
 
@@ -33,7 +34,7 @@ def accepts(module: nn.Module, argument: str) -> bool:
 
 
 def frame_inputs(
-    model: nn.Module, mask: Tensor, position_ids: Optional[Tensor] = None
+    model: nn.Module, mask: Optional[Tensor], position_ids: Optional[Tensor] = None
 ) -> Dict[str, Any]:
     """The keyword arguments of a forward besides the ids: mask and, if accepted, position ids.
 
@@ -41,14 +42,14 @@ def frame_inputs(
 
     Args:
         model: a backbone, an actor, or a wrapper of either.
-        mask: (B, S) bool, true for real tokens.
+        mask: (B, S) bool, true for real tokens; ``None`` passes none.
         position_ids: (B, S), computed from the mask if not given.
     """
-    inputs: Dict[str, Any] = {"attention_mask": mask.long()}
+    inputs: Dict[str, Any] = {} if mask is None else {"attention_mask": mask.long()}
     if accepts(model, "position_ids"):
-        inputs["position_ids"] = (
-            tensors.position_ids(mask) if position_ids is None else position_ids
-        )
+        if position_ids is None and mask is not None:
+            position_ids = tensors.position_ids(mask)
+        inputs["position_ids"] = position_ids
     if accepts(model, "use_cache"):
         inputs["use_cache"] = False
     return inputs
@@ -82,6 +83,20 @@ def layers_of(module: Any) -> Iterator[Any]:
         # Gemini these are the children of the wrapped model.
         children = getattr(module, "_modules", {})
         module = next((children[name] for name in _INNER if name in children), None)
+
+
+@contextmanager
+def attributes(item: Any, **given: Any) -> Iterator[None]:
+    """Set attributes of an object itself, not through its class, for the length of a block."""
+    own = vars(item)
+    held = {name: own[name] for name in given if name in own}
+    own.update(given)
+    try:
+        yield
+    finally:
+        for name in given:
+            del own[name]
+        own.update(held)
 
 
 def without_dropout(model: nn.Module) -> None:

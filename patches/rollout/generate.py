@@ -18,7 +18,7 @@ from inspect import signature
 from typing import TYPE_CHECKING, Any, Callable, Iterator, List, Mapping, Optional
 
 from coati_ext import hookimpl
-from coati_ext.rollout.models import layers_of
+from coati_ext.rollout.models import attributes, layers_of
 
 from .sampler import end_tokens, stop_sequences, upstream
 
@@ -73,7 +73,9 @@ def hf(
         use_cache=getattr(model.config, "use_cache", True) if use_cache is None else use_cache,
     )
     steps = _Steps(maker, input_ids, generate_kwargs)
-    with _set(model, generation_config=config), _asked_through(maker.actor, model, steps.note):
+    with attributes(model, generation_config=config), _asked_through(
+        maker.actor, model, steps.note
+    ):
         sequences: Tensor = model.generate(
             input_ids,
             attention_mask=attention_mask.long(),
@@ -173,24 +175,10 @@ def _asked_through(actor: Any, model: Any, note: Callable[[Any], None]) -> Itera
 
     @wraps(held)
     def through(*args: Any, **kwargs: Any) -> Any:
-        with _set(model, forward=held):
+        with attributes(model, forward=held):
             outputs = held(*args, **kwargs) if actor is model else actor(*args, **kwargs)
         note(outputs)
         return outputs
 
-    with _set(model, forward=through):
+    with attributes(model, forward=through):
         yield
-
-
-@contextmanager
-def _set(module: Any, **attributes: Any) -> Iterator[None]:
-    """Set attributes of an instance for a while."""
-    own = vars(module)
-    held = {name: own[name] for name in attributes if name in own}
-    own.update(attributes)
-    try:
-        yield
-    finally:
-        for name in attributes:
-            del own[name]
-        own.update(held)

@@ -7,11 +7,10 @@ same masks and position ids. Letters: B rows, A action columns.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Dict
 
 from coati_ext import choice, tensors
-from coati_ext.rollout.models import accepts
+from coati_ext.rollout.models import accepts, attributes
 from coati_ext.rollout.values import state_values
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any
     views: Dict[str, Any] = {"critic": _Seen(self.critic, frame, _value_answer(experience))}
     if experience.values.dim() == 2:
         views["critic_loss_fn"] = _loss_of_tokens(self.critic_loss_fn, experience, frame)
-    with _seen_as(self, **_actor_views(self, frame), **views):
+    with attributes(self, **_actor_views(self, frame), **views):
         return original(self, experience)
 
 
@@ -58,13 +57,13 @@ def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> An
         "critic": _Seen(self.critic, frame, _value_answer(experience)),
         "critic_loss_fn": over_actions,
     }
-    with _seen_as(self, **_actor_views(self, frame), **views):
+    with attributes(self, **_actor_views(self, frame), **views):
         return original(self, experience)
 
 
 def train_group(original: Callable[..., Any], self: Any, experience: Any) -> Any:
     """One GRPO step of G4 in the rollout's layout."""
-    with _seen_as(self, **_actor_views(self, _frame_of(experience))):
+    with attributes(self, **_actor_views(self, _frame_of(experience))):
         return original(self, experience)
 
 
@@ -110,13 +109,3 @@ def _loss_of_tokens(loss: Any, experience: Any, frame: Frame) -> Callable[..., T
         return total
 
     return loss_of_tokens
-
-
-@contextmanager
-def _seen_as(trainer: Any, **views: Any) -> Iterator[None]:
-    held = {name: vars(trainer)[name] for name in views}
-    vars(trainer).update(views)
-    try:
-        yield
-    finally:
-        vars(trainer).update(held)

@@ -74,20 +74,25 @@ def _packed(
 def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """Hidden states (B, S, H) by the highest level that the backbone allows."""
     from coati_ext.rollout.packing.attending import NotPackable
+    from coati_ext.rollout.packing.forward import grouped_states, packed_states
 
     level, reason = highest(backbone)
+    if level == "off":
+        return off(backbone, input_ids, attention_mask, position_ids)
     _tell(backbone, level, reason)
-    try:
-        return _LEVELS[level](backbone, input_ids, attention_mask, position_ids)
-    except NotPackable as error:
-        _learnt[backbone] = error.reason
-        _tell(backbone, "groups", error.reason)
-        return groups(backbone, input_ids, attention_mask, position_ids)
+    if level != "groups":
+        share = level == "prefix"
+        try:
+            return packed_states(backbone, input_ids, attention_mask, position_ids, share)
+        except NotPackable as error:
+            _learnt[backbone] = error.reason
+            _tell(backbone, "groups", error.reason)
+    return grouped_states(backbone, input_ids, attention_mask)
 
 
 def _tell(backbone: Any, level: str, reason: str) -> None:
     """Log the level of a backbone once, and again when it changes."""
-    if not tensors.is_compiling() and _told.get(backbone) != level:
+    if _told.get(backbone) != level:
         _told[backbone] = level
         why = f": {reason}" if reason else ""
         logger.info("token_saving computes %s by %s%s", type(backbone).__name__, level, why)
@@ -126,6 +131,3 @@ def _obstacle(backbone: Any) -> str:
     if kind in ("dynamic", "longrope"):
         return "its rotary positions depend on the length of the batch"
     return ""
-
-
-_LEVELS = {"prefix": prefix, "packed": packed, "groups": groups, "off": off}

@@ -2,7 +2,7 @@
 
 Nothing is replaced for good. What is caught depends on how a family attends: a call of PyTorch's
 ``scaled_dot_product_attention``, whoever makes it, or the attention of a family that computes its
-own (transformers before 4.48). The caller must compare how often attention was asked for with the
+own (transformers 4.31 and 4.36). The caller must compare how often attention was asked for with the
 number of layers: where a backbone attends in another way, its result is wrong.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from coati_ext.errors import CoatiExtError
-from coati_ext.rollout.packing.segments import Segments
+from coati_ext.rollout.models import attributes
+from coati_ext.rollout.packing.segments import SDPA, Segments
 
-_SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
-# Since 4.48 a model looks up its attention by the name in its configuration, at each call.
+# Newer transformers (4.51, not 4.36) look attention up by the name in a model's configuration.
 _BY_NAME = hasattr(transformers.modeling_utils, "ALL_ATTENTION_FUNCTIONS")
 _modules: WeakKeyDictionary[Any, List[Any]] = WeakKeyDictionary()
 
@@ -50,33 +50,22 @@ def attending(backbone: Any, segments: Segments) -> Iterator[None]:
         segments.attended = True
         stack.callback(setattr, segments, "attended", False)
         for module in _own_attention(backbone):
-            given = _OWN[type(module).__name__](module, segments)
-            stack.enter_context(_set(vars(module), given))
+            _, replaced = _OWN[type(module).__name__]
+            stack.enter_context(attributes(module, **replaced(module, segments)))
         again = partial(_again, backbone, segments)
         for module in _checkpointing(backbone):
             checkpoint = vars(module).get("_gradient_checkpointing_func")
             if checkpoint is not None:
-                given = {"_gradient_checkpointing_func": partial(again, checkpoint)}
-                stack.enter_context(_set(vars(module), given))
-            else:  # before transformers 4.35 a model calls PyTorch's by its full name
-                holder = vars(torch.utils.checkpoint)
-                stack.enter_context(
-                    _set(holder, {"checkpoint": partial(again, holder["checkpoint"])})
-                )
-        stack.enter_context(unwarned(backbone))
+                own = {"_gradient_checkpointing_func": partial(again, checkpoint)}
+                stack.enter_context(attributes(module, **own))
+            else:  # as in transformers 4.31 a model calls PyTorch's by its full name
+                library = torch.utils.checkpoint
+                ours = partial(again, library.checkpoint)
+                stack.enter_context(attributes(library, checkpoint=ours))
         if _BY_NAME:
             stack.enter_context(_sdpa_by_name(backbone.config))
-        if _SDPA is not None:
+        if SDPA is not None:
             stack.enter_context(_Caught(segments))
-        yield
-
-
-@contextmanager
-def unwarned(backbone: Any) -> Iterator[None]:
-    """No warning of pads in rows without a mask, for which a model reads ids from the device."""
-    name = "warn_if_padding_and_no_attention_mask"
-    given = {name: lambda *_, **__: None} if hasattr(backbone, name) else {}
-    with _set(vars(backbone), given):
         yield
 
 
@@ -91,7 +80,7 @@ class _Caught(TorchFunctionMode):
         self, func: Any, types: Any, args: Tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is not _SDPA:
+        if func is not SDPA:
             return func(*args, **kwargs)
         return _attend(self.segments, *args, **kwargs)
 
@@ -126,21 +115,6 @@ def _again(
 
 
 @contextmanager
-def _set(holder: Dict[str, Any], given: Mapping[str, Any]) -> Iterator[None]:
-    """Set attributes and give back what was there, or nothing."""
-    held = {name: holder[name] for name in given if name in holder}
-    holder.update(given)
-    try:
-        yield
-    finally:
-        for name in given:
-            if name in held:
-                holder[name] = held[name]
-            else:
-                del holder[name]
-
-
-@contextmanager
 def _sdpa_by_name(config: Any) -> Iterator[None]:
     before = config._attn_implementation
     if before == "sdpa":
@@ -163,8 +137,8 @@ def _own_attention(backbone: Any) -> List[Any]:
 
 
 def _is_own(module: Any) -> bool:
-    name = type(module).__name__
-    return name in _OWN and hasattr(module, _MARKS[name])
+    mark, _ = _OWN.get(type(module).__name__, ("", None))
+    return bool(mark) and hasattr(module, mark)
 
 
 def _checkpointing(backbone: Any) -> List[Any]:
@@ -223,22 +197,14 @@ def _llama(module: Any, segments: Segments) -> Dict[str, Any]:
 
 
 def _llama_model(module: Any, segments: Segments) -> Dict[str, Any]:
-    """No (T, T) mask, which nothing would read: in 4.31 by its maker, in 4.36 by a flag."""
-    if hasattr(module, "_prepare_decoder_attention_mask"):
-        return {"_prepare_decoder_attention_mask": lambda *_, **__: None}
-    return {"_use_flash_attention_2": True}
+    """No (T, T) mask, which nothing would read. 4.36 makes it elsewhere."""
+    return {"_prepare_decoder_attention_mask": lambda *_, **__: None}
 
 
-_OWN: Dict[str, Callable[[Any, Segments], Dict[str, Any]]] = {
-    "GPT2Attention": _gpt2,
-    "GPTNeoXAttention": _gpt_neox,
-    "LlamaAttention": _llama,
-    "LlamaModel": _llama_model,
-}
-# What tells the classes of these versions from the later ones.
-_MARKS = {
-    "GPT2Attention": "_attn",
-    "GPTNeoXAttention": "_attn",
-    "LlamaAttention": "_init_rope",
-    "LlamaModel": "_prepare_decoder_attention_mask",
+# By class: the attribute that tells these versions from later ones, and what is replaced.
+_OWN: Dict[str, Tuple[str, Callable[[Any, Segments], Dict[str, Any]]]] = {
+    "GPT2Attention": ("_attn", _gpt2),
+    "GPTNeoXAttention": ("_attn", _gpt_neox),
+    "LlamaAttention": ("_init_rope", _llama),
+    "LlamaModel": ("_prepare_decoder_attention_mask", _llama_model),
 }

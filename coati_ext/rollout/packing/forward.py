@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from coati_ext.rollout.host import array_of
-from coati_ext.rollout.models import accepts, frame_inputs
-from coati_ext.rollout.packing.attending import NotPackable, attending, unwarned
+from coati_ext.rollout.models import attributes, frame_inputs
+from coati_ext.rollout.packing.attending import NotPackable, attending
 from coati_ext.rollout.packing.segments import Segments
 from coati_ext.rollout.packing.tree import prefix_tree
 
@@ -37,17 +37,16 @@ def packed_states(
     """
     tree = prefix_tree(array_of(input_ids), array_of(mask), share)
     if len(tree.source) == input_ids.numel():
-        return _dense(backbone, input_ids, position_ids)
+        return _unmasked(backbone, input_ids, position_ids)
     source, target = (
         torch.from_numpy(item).to(input_ids.device) for item in (tree.source, tree.target)
     )
-    segments = Segments(tree.nodes, input_ids.device)
+    segments = Segments(tree.nodes)
     with attending(backbone, segments):
-        hidden: Tensor = backbone(
-            input_ids.reshape(1, -1).index_select(1, source),
-            position_ids=position_ids.reshape(1, -1).index_select(1, source),
-            **_without_cache(backbone),
-        )["last_hidden_state"]
+        hidden = _unmasked(
+            backbone,
+            *(item.reshape(1, -1).index_select(1, source) for item in (input_ids, position_ids)),
+        )
     if segments.asked != backbone.config.num_hidden_layers:
         raise NotPackable(
             f"{segments.asked} of its {backbone.config.num_hidden_layers} layers attend by "
@@ -108,12 +107,13 @@ def _cuts(lengths: numpy.ndarray, groups: int) -> List[int]:
     return cuts[::-1]
 
 
-def _dense(backbone: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
-    """Rows without pads that share nothing need no mask."""
-    inputs = _without_cache(backbone)
-    if accepts(backbone, "position_ids"):
-        inputs["position_ids"] = position_ids
-    with unwarned(backbone):
+def _unmasked(backbone: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
+    """Of rows without pads, which need no mask."""
+    # Without one a model may read the ids from the device, to warn of pads among them.
+    warn = "warn_if_padding_and_no_attention_mask"
+    silent = {warn: lambda *_, **__: None} if hasattr(backbone, warn) else {}
+    with attributes(backbone, **silent):
+        inputs = frame_inputs(backbone, None, position_ids)
         hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
     return hidden
 
@@ -121,7 +121,3 @@ def _dense(backbone: Any, input_ids: Tensor, position_ids: Tensor) -> Tensor:
 def _unpacked(hidden: Tensor, target: Tensor) -> Tensor:
     """(B, S, H) from computed tokens (T, H) and which of them each column is (B, S)."""
     return hidden.index_select(0, target.reshape(-1)).view(*target.shape, hidden.size(-1))
-
-
-def _without_cache(backbone: Any) -> Any:
-    return {"use_cache": False} if accepts(backbone, "use_cache") else {}

@@ -13,19 +13,18 @@ from torch.nn.functional import pad
 
 from coati_ext.rollout.packing.tree import Node
 
-_ATTEND = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
+SDPA = getattr(torch.nn.functional, "scaled_dot_product_attention", None)  # since torch 2.0
 
 
 class Segments:
     """The runs of one packed batch, and the masks of those that have others above them."""
 
-    def __init__(self, nodes: Sequence[Node], device: Any) -> None:
+    def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
         self.lengths = [node.length for node in nodes]
         self.longest = max(
             node.length + sum(nodes[index].length for index in node.above) for node in nodes
         )
-        self.device = device
         self.asked = 0
         """How often the attention of this batch was asked for."""
         self.attended = False
@@ -62,7 +61,7 @@ class Segments:
             return None
         mask = self._masks[index]
         if mask is None or mask.dtype != query.dtype:
-            own = torch.full((node.length, node.length), float("-inf"), device=self.device).triu(1)
+            own = torch.full((node.length, node.length), float("-inf"), device=query.device).triu(1)
             before = sum(self.nodes[i].length for i in node.above)
             mask = self._masks[index] = pad(own, (before, 0)).to(query.dtype)
         return mask
@@ -71,9 +70,9 @@ class Segments:
 def _attention(
     query: Tensor, key: Tensor, value: Tensor, mask: Optional[Tensor], dropout: float, more: Any
 ) -> Tensor:
-    if _ATTEND is not None:
+    if SDPA is not None:
         causal = mask is None
-        found: Tensor = _ATTEND(query, key, value, mask, dropout, is_causal=causal, **more)
+        found: Tensor = SDPA(query, key, value, mask, dropout, is_causal=causal, **more)
         return found
     scale = more.get("scale") or query.size(-1) ** -0.5
     scores = (query * scale) @ key.transpose(2, 3)
