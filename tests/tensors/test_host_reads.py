@@ -28,5 +28,6 @@ def test_nothing_is_read_back_to_the_host():
         tensors.value_loss(values, rewards, values, mask, 0.2)
         tensors.trimmed(ids, torch.ones_like(ids, dtype=torch.bool))  # one on CUDA, none here
         head, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
-        tensors.head_log_probs(hidden, head, None, ids[:, 0]).sum().backward()
+        with torch.autograd.set_detect_anomaly(False):  # upstream's ORPO trainer leaves it on
+            tensors.head_log_probs(hidden, head, None, ids[:, 0]).sum().backward()
     assert reads.seen == []
