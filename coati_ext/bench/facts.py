@@ -34,7 +34,9 @@ def at(level: str) -> Callable[[], ContextManager[Any]]:
     """The patches on with that level; upstream is none of them."""
     if level == UPSTREAM:
         return nullcontext
-    return partial(applied, {"token_saving": {"level": level}})
+    # The answers are given in the place of those that upstream's sampler would give.
+    settings = {"token_saving": {"level": level}, "rollout": {"generate": "upstream"}}
+    return partial(applied, settings)
 
 
 def tokens(stage: str, pairs: Sequence[Pair], batch: int, length: int) -> Facts:

@@ -10,12 +10,15 @@ from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable, ContextManager, Dict, List, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from coati_ext import active
 from coati_ext.bench import measure
 from coati_ext.bench.facts import UPSTREAM, at
-from coati_ext.bench.lengths import made
+from coati_ext.bench.lengths import made, padded
 from coati_ext.bench.measure import Variant
 from coati_ext.bench.scenes import reward_model_step
 from coati_ext.bench.source import Source
@@ -23,7 +26,8 @@ from coati_ext.switch import applied
 
 PLUGINS = 5
 ASKED = ("last_hidden_states", "pool_reward")  # by a forward of a reward model
-_CALLS, _REPEATS = 2000, 7
+_CALLS, _REPEATS = 500, 7
+ROWS, COLUMNS = 4, 16
 _PLUGIN = """
 from coati_ext import hookimpl
 
@@ -34,28 +38,40 @@ def patch_applied(row):
 @hookimpl
 def experience_made(experience, maker):
     pass
-
-@hookimpl(specname="pool_reward")
-def other{number}(hidden, attention_mask, positions, model):
-    return hidden[:, -1]
 """
 
 
-def asking(plugins: int) -> List[float]:
-    """Microseconds that a forward spends on asking its hooks, beyond calling their functions.
+def forwards(source: Source) -> Dict[str, List[float]]:
+    """Microseconds of a reward model's forward whose backbone does nothing: all but the backbone.
 
-    Median, smallest and largest of seven times the mean of 2,000 forwards.
+    Of upstream, and of the patches with no plugin and with five; median, smallest and largest of
+    many means.
     """
-    with TemporaryDirectory() as folder:
-        files = [Path(folder) / f"bench_plugin_{number}.py" for number in range(plugins)]
-        for number, file in enumerate(files):
-            file.write_text(_PLUGIN.format(number=number), encoding="utf-8")
-        settings: Dict[str, Any] = {
-            "plugins": [str(file) for file in files],
-            "eos_pooling": {"pooling": "eos"},
-        }
-        with applied(settings):
-            found = [(_seconds(_ask) - _seconds(_nothing)) / _CALLS * 1e6 for _ in range(_REPEATS)]
+    model = source.valued("RewardModel")
+    hidden = torch.zeros(ROWS, COLUMNS, source.config.hidden_size, device=source.device)
+    model.model = _Idle(hidden.to(next(model.parameters()).dtype))
+    ids, mask = (
+        it.to(source.device)
+        for it in padded([[3] * COLUMNS] * ROWS, COLUMNS, source.words.pad, "right")
+    )
+    states: Dict[str, Callable[[], ContextManager[Any]]] = {UPSTREAM: nullcontext}
+    found: Dict[str, List[float]] = {}
+    with TemporaryDirectory() as folder, torch.no_grad():
+        for count in (0, PLUGINS):
+            plugins = [_plugin(Path(folder), number) for number in range(count)]
+            settings = {"plugins": plugins, "token_saving": {"level": "off"}}
+            states[f"{count} plugins"] = partial(applied, settings)
+        for name, state in states.items():
+            with state():
+                means = [_mean(lambda: model(ids, attention_mask=mask)) for _ in range(_REPEATS)]
+            found[name] = [*measure.median_and_range(means)]
+    return found
+
+
+def asking() -> List[float]:
+    """Microseconds that a forward spends on looking up its hooks' implementations."""
+    with applied():
+        found = [_mean(_ask) - _mean(_nothing) for _ in range(_REPEATS)]
     return [*measure.median_and_range(found)]
 
 
@@ -86,6 +102,25 @@ def unpadded(
     }
 
 
+class _Idle(nn.Module):
+    """Stands in for a backbone: its last hidden states are given."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Any = None, position_ids: Any = None
+    ) -> Dict[str, Tensor]:
+        return {"last_hidden_state": self.hidden}
+
+
+def _plugin(folder: Path, number: int) -> str:
+    file = folder / f"bench_plugin_{number}.py"
+    file.write_text(_PLUGIN.format(number=number), encoding="utf-8")
+    return str(file)
+
+
 def _ask() -> None:
     for hook in ASKED:
         active.choice(hook)
@@ -96,8 +131,8 @@ def _nothing() -> None:
         pass
 
 
-def _seconds(function: Callable[[], None]) -> float:
-    start = time.perf_counter()
+def _mean(function: Callable[[], Any]) -> float:
+    start = time.process_time()
     for _ in range(_CALLS):
         function()
-    return time.perf_counter() - start
+    return (time.process_time() - start) / _CALLS * 1e6

@@ -66,7 +66,7 @@ def seconds_of(step: Step, device: torch.device) -> float:
         start = time.process_time()
         step()
         return time.process_time() - start
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = _event(), _event()
     torch.cuda.synchronize(device)
     begin.record()
     step()
@@ -110,7 +110,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _on_cpu(step: Step) -> Seen:
-    with torch.autograd.profiler.profile(profile_memory=True) as seen:  # type: ignore[no-untyped-call]
+    with torch.autograd.profiler.profile(profile_memory=True) as seen:
         result = step()
     records = [it for it in seen.kineto_results.events() if it.name() == "[memory]"]
     held = peak = 0
@@ -133,3 +133,7 @@ def _on_cuda(step: Step, device: torch.device) -> Seen:
     result = step()
     torch.cuda.synchronize(device)
     return Seen(result, torch.cuda.max_memory_allocated(device) - before)
+
+
+def _event() -> Any:
+    return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]

@@ -92,7 +92,7 @@ def reward_model_step(source: Source, pairs: Sequence[Pair], length: int) -> Sce
                 attention_mask=torch.cat([chosen[1], rejected[1]]),
             )
             first, second = both[:half], both[half:]
-        loss_of(first, second).mean().backward()
+        _backward(loss_of(first, second).mean())
         return torch.cat([first, second]).detach()
 
     def prepare(_: str) -> Step:
@@ -104,7 +104,7 @@ def reward_model_step(source: Source, pairs: Sequence[Pair], length: int) -> Sce
 
         def dense_step() -> None:
             scores = model.value_head(_states(model.model, dense)[:, -1]).squeeze(-1)
-            (-logsigmoid(scores[:half] - scores[half:])).mean().backward()
+            _backward(-logsigmoid(scores[:half] - scores[half:]).mean())
 
         def ready() -> Step:
             _forget(model)
@@ -117,7 +117,7 @@ def reward_model_step(source: Source, pairs: Sequence[Pair], length: int) -> Sce
         found: List[Tensor] = []
         for pair in pairs:
             one, other = (_last_value(model, row, source) for row in pair.rows)
-            (-logsigmoid(one - other) / half).backward()
+            _backward(-logsigmoid(one - other) / half)
             found += [one.detach(), other.detach()]
         return torch.stack(found[::2] + found[1::2]), _gradients(model)
 
@@ -163,7 +163,9 @@ def scoring(source: Source, pairs: Sequence[Pair], length: int) -> Scene:
                 for model in (actor, reference):
                     hidden = _states(model.base_model, dense)[:, -part - 1 : -1].flatten(0, 1)
                     wanted = dense[:, -part:].flatten()
-                    for some, ids in zip(hidden.split(_AT_ONCE), wanted.split(_AT_ONCE)):
+                    for some, ids in zip(
+                        torch.split(hidden, _AT_ONCE), torch.split(wanted, _AT_ONCE)
+                    ):
                         cross_entropy(model.get_output_embeddings()(some), ids, reduction="none")
                 for model in (models.critic, models.reward_model):
                     model.value_head(_states(model.model, dense))
@@ -224,9 +226,9 @@ def ppo_step(source: Source, pairs: Sequence[Pair], length: int) -> Scene:
         def dense_step() -> None:
             hidden = _states(actor.base_model, dense)[:, -part - 1 : -1].flatten(0, 1)
             logits = actor.get_output_embeddings()(hidden)
-            cross_entropy(logits, dense[:, -part:].flatten()).backward()
+            _backward(cross_entropy(logits, dense[:, -part:].flatten()))
             values = models.critic.value_head(_states(models.critic.model, dense))
-            values.square().mean().backward()
+            _backward(values.square().mean())
 
         def ready() -> Step:
             _forget(models.actor, models.critic)
@@ -367,6 +369,10 @@ def _last_value(model: Any, row: Sequence[int], source: Source) -> Tensor:
     ids = torch.tensor([row], device=source.device)
     value: Tensor = model.value_head(_states(model.model, ids)[:, -1]).squeeze()
     return value
+
+
+def _backward(loss: Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _forget(*models: nn.Module) -> None:
