@@ -94,7 +94,7 @@ def longest(
     """
 
     def peak(at_level: str, columns: int) -> int:
-        some = _with_long_row(fitted(name, pairs, length), columns, actions_of(length))
+        some = _with_long_row(fitted(name, pairs, length), columns, actions_of(columns))
         scene = SCENES[name](source, some, columns)
         variant = Variant(at_level, at(at_level), partial(scene.prepare, at_level))
         found = measure.once(variant, source.device).peak

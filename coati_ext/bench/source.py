@@ -138,6 +138,8 @@ def _small_llama() -> Any:
 
 
 def _config(path: Path) -> Any:
+    if not path.exists():  # or transformers would ask the hub for a model of that name
+        raise InputError(f"no configuration of a model at {path}: there is no such file")
     try:
         return transformers.AutoConfig.from_pretrained(str(path))
     except (OSError, ValueError, KeyError) as error:

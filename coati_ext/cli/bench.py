@@ -51,10 +51,15 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     for package in ("torch", "transformers"):
         if version_of(package) is None:
             raise ConfigError(f"bench needs {package}: pip install 'coati-ext[bench]'")
+    if options.out and version_of("matplotlib") is None:
+        raise ConfigError("the picture needs matplotlib: pip install 'coati-ext[bench]'")
     if os.environ.get("COATI_EXT"):
         raise ConfigError("bench switches the patches itself: unset COATI_EXT")
     with _some_coati() as words, _telling() as tell:
-        return 0, {"coati": words, **_measured(options, tell)}
+        found = {"coati": words, **_measured(options, tell)}
+    if options.out:
+        _written(found, options.out)
+    return 0, found
 
 
 def _measured(options: Namespace, tell: Callable[[str], None]) -> Facts:
@@ -123,14 +128,17 @@ def _measured(options: Namespace, tell: Callable[[str], None]) -> Facts:
                 for name in ("rm", "ppo")
                 if name in stages
             }
-    if options.out:
-        from coati_ext.bench.draw import draw
-
-        options.out.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(found, indent=2)
-        (options.out / "bench.json").write_text(text + "\n", encoding="utf-8")
-        draw(found, options.out / "bench.png")
     return found
+
+
+def _written(found: Facts, folder: Path) -> None:
+    from coati_ext.bench.draw import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=2)
+    (folder / "bench.json").write_text(text + "\n", encoding="utf-8")
+    if found["stages"]:
+        draw(found, folder / "bench.png")
 
 
 def view(found: Facts) -> None:
