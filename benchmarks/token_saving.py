@@ -93,7 +93,7 @@ def tables(results: Path) -> Iterable[str]:
         [
             *(name, STAGES[stage], f"{it['budget'] / 1e6:.0f}"),
             *(str(it["upstream"]), str(it["longest"])),
-            ("at least " if it["limited_by_model"] else "") + f"{it['ratio']:.1f}x",
+            ("at least " if it["at_least"] else "") + f"{it['ratio']:.1f}x",
         ]
         for name, facts in cases(found, "longest")
         for stage, it in facts["longest"].items()

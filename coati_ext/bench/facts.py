@@ -19,7 +19,7 @@ from coati_ext.switch import applied
 Facts = Dict[str, Any]
 UPSTREAM = "upstream"
 _KNOWN = ("off", "groups", "packed", "prefix", "auto")
-_BETWEEN = 64  # columns between two lengths that --longest tries
+_PARTS, _TIMES = 4, 16  # --longest tries quarters of the length, up to so many times it
 
 
 def levels() -> List[str]:
@@ -102,9 +102,11 @@ def longest(
         return found
 
     budget = peak(UPSTREAM, length)
-    limit = getattr(source.config, "max_position_embeddings", None) or length * 64
+    step = max(1, length // _PARTS)
+    limit = getattr(source.config, "max_position_embeddings", None) or _TIMES * length
+    limit = min(int(limit), _TIMES * length)
     found = measure.longest(
-        lambda columns: peak(level, columns) <= budget, length, int(limit), _BETWEEN
+        lambda columns: peak(level, columns) <= budget, length // step * step, limit, step
     )
     return {
         "level": level,
@@ -112,7 +114,7 @@ def longest(
         "upstream": length,
         "longest": found,
         "ratio": found / length,
-        "limited_by_model": found + _BETWEEN > limit,
+        "at_least": found + step > limit,
     }
 
 

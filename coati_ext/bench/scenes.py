@@ -8,6 +8,7 @@ Letters: B rows, A action columns, P prompt columns, H hidden.
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -387,4 +388,6 @@ def _gradients(model: nn.Module) -> List[Tensor]:
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
-    return float((one.detach().float().cpu() - other.float().cpu()).abs().max())
+    """The largest difference; infinite of nan, which the max() of Python would pass over."""
+    gap = float((one.detach().float().cpu() - other.float().cpu()).abs().max())
+    return math.inf if math.isnan(gap) else gap

@@ -175,7 +175,7 @@ def view(found: Facts) -> None:
         ]
         write("", table(["layer", "a forward"], rows))
     for name, row in found.get("longest", {}).items():
-        most = "at least " if row["limited_by_model"] else ""
+        most = "at least " if row["at_least"] else ""
         write(
             f"{name}, longest row in {row['budget'] / 1e6:.0f} MB: {row['upstream']} upstream, "
             f"{row['longest']} {row['level']}: {most}{row['ratio']:.1f}x"
