@@ -1,0 +1,1 @@
+"""What saving tokens is worth on a coati, a model and data of the user's own."""
