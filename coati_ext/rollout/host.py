@@ -71,8 +71,11 @@ def compact(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
         return tensors.left_frame(input_ids, mask)
     learn(*(item for item in (input_ids, mask) if not _knows(item)))
     ids, real = array_of(input_ids), array_of(mask)
-    unused = mask.size(1) - int(real.sum(axis=1).max())
-    moved, moved_mask = (item[:, unused:] for item in tensors.left_frame(input_ids, mask))
+    unused = real.shape[1] - int(real.sum(axis=1).max())
+    pair = input_ids, mask
+    if (real[:, 1:] < real[:, :-1]).any():  # a pad after a real token
+        pair = tensors.left_frame(*pair)
+    moved, moved_mask = (item[:, unused:] for item in pair)
     if not _shared(input_ids):
         order = real.argsort(axis=1, kind="stable")[:, unused:]
         remember(moved, numpy.take_along_axis(ids, order, axis=1))

@@ -9,6 +9,7 @@ Letters: B rows, P prompt columns, A action columns, S = P + A sequence columns.
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,14 @@ from torch.nn.functional import pad
 
 from coati_ext import tensors
 from coati_ext.active import choice, options
-from coati_ext.rollout import ranks
+from coati_ext.rollout import host, ranks
 from coati_ext.rollout.frame import Frame
+from coati_ext.rollout.inside import language_model
 from coati_ext.rollout.models import without_dropout
+from coati_ext.rollout.packing.tree import unique_tokens
 from coati_ext.rollout.values import state_values
+
+_AT_ONCE = 2048  # different tokens of one forward in scoring, so that memory stays where B grows
 
 
 @dataclass(frozen=True)
@@ -39,9 +44,11 @@ class Request:
     pad_token_id: Optional[int]
     generate_kwargs: Mapping[str, Any]
     sample_rows: Optional[int] = None
-    """Batch size for sampling and scoring; all rows by default."""
+    """Batch size for sampling and scoring. By default all rows are sampled, and few enough of them
+    scored at once that their memory does not grow."""
     forward_rows: Optional[int] = None
-    """Batch size for log-probabilities; all rows by default."""
+    """Batch size for log-probabilities of actors that return all logits; by default that of
+    scoring."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Rollout:
     """(B,) of the reward model, without clipping or penalties."""
     new_tokens: int
     """Maximum answer length in tokens; A is smaller if every answer ended earlier."""
+    parts: Sequence[slice]
+    """The rows of each forward, as many parts on every rank."""
 
 
 @dataclass(frozen=True)
@@ -95,19 +104,19 @@ def roll_out(
         if model is not None:
             without_dropout(model)
     frame, ended, new_tokens = sample(maker, request)
+    parts = _scored_at_once(frame, request.sample_rows)
     log_probs, base = (
-        _by_rows(partial(_log_probs, model, frame), frame, request.forward_rows)
+        _by_parts(partial(_log_probs, model, frame), _of_actor(model, frame, request, parts))
         for model in (maker.actor, maker.initial_model)
     )
     given = extras(frame) if extras else {}
-    score = _by_rows(
+    score = _by_parts(
         lambda rows: choice("score_rows")(
             maker.reward_model, frame.rows(rows), {key: item[rows] for key, item in given.items()}
         ),
-        frame,
-        request.sample_rows,
+        parts,
     )
-    return Rollout(frame, ended, log_probs, log_probs - base, score, new_tokens)
+    return Rollout(frame, ended, log_probs, log_probs - base, score, new_tokens, parts)
 
 
 def judge(
@@ -120,7 +129,7 @@ def judge(
         rollout: from :func:`roll_out`.
         gamma: discount per action.
         lam: GAE's lambda.
-        rows: batch size of the critic; all rows by default.
+        rows: batch size of the critic; by default that of the rollout's other models.
 
     Raises:
         ValueError: there is no critic.
@@ -128,9 +137,9 @@ def judge(
     if maker.critic is None:
         raise ValueError("the experience maker has no critic: expected one to estimate advantages")
     frame, mask = rollout.frame, rollout.frame.action_mask
-    values = _by_rows(
-        lambda part: state_values(maker.critic, frame.rows(part)), frame, rows
-    ).masked_fill(~mask, 0)
+    parts = _slices(mask.size(0), rows) if rows else rollout.parts
+    values = _by_parts(lambda part: state_values(maker.critic, frame.rows(part)), parts)
+    values = values.masked_fill(~mask, 0)
     settings = options("rollout")
     score = rollout.score
     if settings.score_clip:
@@ -204,12 +213,41 @@ def _room(request: Request, width: int) -> int:
     return int(new_tokens)
 
 
+def _scored_at_once(frame: Frame, at_once: Optional[int]) -> Sequence[slice]:
+    """The rows of each forward in scoring: few enough tokens, and as many parts on every rank.
+
+    Ranks have to make as many forwards, since wrappers gather parameters and buffers in each.
+    """
+    rows = frame.sequences.size(0)
+    if at_once or tensors.is_compiling():
+        return _slices(rows, at_once)
+    ids, mask = host.array_of(frame.sequences), host.array_of(frame.attention_mask)
+    wanted = math.ceil(unique_tokens(ids, mask) / _AT_ONCE)
+    count = min(rows, ranks.largest(wanted, frame.sequences.device))
+    tokens = mask.sum(axis=1).cumsum()
+    # A part ends where its share of the tokens is reached, and leaves the later ones a row each.
+    ends = [0]
+    for part in range(1, count):
+        end = int(tokens.searchsorted(tokens[-1] * part / count, side="right"))
+        ends.append(min(max(end, ends[-1] + 1), rows - count + part))
+    return [slice(first, end) for first, end in zip(ends, [*ends[1:], rows])]
+
+
+def _of_actor(
+    model: Any, frame: Frame, request: Request, parts: Sequence[slice]
+) -> Sequence[slice]:
+    """The rows of each forward of an actor, whose logits may all be held."""
+    if request.forward_rows and language_model(model) is None:
+        return _slices(frame.sequences.size(0), request.forward_rows)
+    return parts
+
+
 def _slices(rows: int, at_once: Optional[int]) -> Sequence[slice]:
     step = at_once or rows
     return [slice(start, start + step) for start in range(0, rows, step)]
 
 
-def _by_rows(compute: Callable[[slice], Tensor], frame: Frame, at_once: Optional[int]) -> Tensor:
-    """Compute a tensor for all rows in batches of ``at_once`` rows."""
-    parts = [compute(rows) for rows in _slices(frame.sequences.size(0), at_once)]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+def _by_parts(compute: Callable[[slice], Tensor], parts: Sequence[slice]) -> Tensor:
+    """Compute a tensor for all rows, one part of them after another."""
+    found = [compute(rows) for rows in parts]
+    return found[0] if len(found) == 1 else torch.cat(found)

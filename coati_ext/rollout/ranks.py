@@ -39,6 +39,11 @@ def smallest(number: int, device: torch.device) -> int:
     return int(shared)
 
 
+def largest(number: int, device: torch.device) -> int:
+    """The maximum of a number over all ranks."""
+    return -smallest(-number, device)
+
+
 @contextmanager
 def sampling_stream(model: Any, device: torch.device) -> Iterator[None]:
     """Seed the sampling in this block: equal within a tensor-parallel group, else per rank.

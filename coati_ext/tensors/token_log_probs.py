@@ -59,6 +59,7 @@ class _HeadLogProbs(torch.autograd.Function):
             part = logits.sub_(higher.unsqueeze(1)).exp_().sum(dim=1)
             total = total * (peak - higher).exp() + part
             peak = higher
+            del logits, index, inside  # not held while the next tile is computed
         ctx.save_for_backward(hidden, weight, bias, ids, peak, total)
         return (chosen - peak) - total.log()
 
@@ -85,6 +86,7 @@ class _HeadLogProbs(torch.autograd.Function):
                 _add_product(hidden_grad, logits, weight[start:end])
             if weight_grad is not None:
                 torch.mm(logits.t(), hidden, out=weight_grad[start:end])
+            del logits, index, inside  # as in the forward
         if hidden_grad is not None:
             hidden_grad = hidden_grad.to(hidden.dtype)
         return hidden_grad, weight_grad, bias_grad, None

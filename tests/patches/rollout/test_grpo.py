@@ -398,8 +398,15 @@ class TestMiniBatches:
         assert [prompt for prompt, _ in rows_in(made)] == expected
 
     @pytest.mark.parametrize("at_once", [None, 1, 2, 4])
-    def test_of_log_probabilities_change_nothing(self, on, monkeypatch, plain, grpo, at_once):
+    @pytest.mark.parametrize("all_logits", [True, False], ids=["all-logits", "of-actions"])
+    def test_of_log_probabilities_change_nothing(
+        self, on, monkeypatch, plain, grpo, at_once, all_logits
+    ):
+        """They bound the logits that are held, so they are ignored where none are."""
         models, sizes = apart(), []
+        if all_logits:
+            for model in (models.actor, models.initial_model):
+                model.config.logit_scale = 1.0  # something is done to logits after the head
         models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1])))
         scripted(monkeypatch, ANSWERS)
         made = [
@@ -411,7 +418,7 @@ class TestMiniBatches:
             )
             for size in (6, at_once)
         ]
-        step = at_once or 6
+        step = at_once if at_once and all_logits else 6
         assert sizes == [6] + [min(step, 6 - start) for start in range(0, 6, step)]
         assert_same(*made)
 
