@@ -6,12 +6,13 @@ import pytest
 import torch
 import transformers
 
+import coati_ext
 from coati_ext.patches.token_saving import levels
 from coati_ext.plan import make_plan
 from coati_ext.rollout.packing import attending
 from coati_ext.rollout.packing.attending import NotPackable
 from coati_ext.tensors import left_frame, position_ids, token_mask
-from coati_ext.testing import families, layouts, tiny_config
+from coati_ext.testing import assert_padding_invariant, families, layouts, models, tiny_config
 
 PROMPT = list(range(3, 30))
 ROWS = [
@@ -86,6 +87,18 @@ def test_no_level_sees_what_a_pad_holds(family):
             states(level, backbone, ids, mask), states(level, backbone, other, mask)
         ):
             assert torch.equal(one, two)
+
+
+def test_hidden_states_of_another_size_than_the_layers(upstream, monkeypatch):
+    """As of OPT-350m, which projects them to the size of its embeddings."""
+    config = tiny_config("opt")
+    config.word_embed_proj_dim = 16
+    monkeypatch.setattr(models, "tiny_config", lambda family: config)
+    model = models.tiny_reward_model("opt")
+    assert model.value_head.in_features == 16
+    for level in levels_of("opt"):
+        with coati_ext.applied({"token_saving": {"level": level}}):
+            assert_padding_invariant(model, rows=ROWS, atol=1e-5)
 
 
 # --- what a backbone allows ----------------------------------------------------------------------
