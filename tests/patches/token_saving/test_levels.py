@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
 
 import coati_ext
+from coati_ext.bench import measure
 from coati_ext.patches.token_saving import levels
 from coati_ext.plan import make_plan
 from coati_ext.rollout.packing import attending
@@ -195,6 +198,25 @@ def test_fewer_tokens_go_through_the_backbone():
     assert counts["off"] == ids.numel()
     assert counts["packed"] == int(mask.sum())
     assert counts["off"] > counts["groups"] > counts["packed"] > counts["prefix"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_twice_the_rows_take_twice_the_memory(family):
+    """No mask of all packed tokens is made, which would take four times as much."""
+    backbone = backbone_of(family)
+
+    def peak(rows):
+        batch = padded_batch([[1] * 30, *[[1] * 32] * rows])
+
+        def step():
+            with torch.no_grad():
+                states("packed", backbone, *batch)
+
+        variant = measure.Variant("packed", nullcontext, lambda: step)
+        measure.once(variant, torch.device("cpu"))
+        return measure.once(variant, torch.device("cpu")).peak
+
+    assert peak(64) < 2.2 * peak(32)
 
 
 def test_a_patch_that_is_off_leaves_the_padded_forward(upstream):
