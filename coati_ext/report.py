@@ -22,7 +22,8 @@ class Row:
     """``applied``, ``pending`` (its module is not imported yet), ``already upstream``,
     ``refused`` or ``off``."""
     target: str
-    """``module:Qualified.name`` of the upstream function; empty for a patch that is off."""
+    """``module:Qualified.name`` of the upstream function; empty for a patch that is off, or that
+    changes none."""
     reason: str
     """Why the state is what it is."""
 

@@ -276,7 +276,7 @@ class _Session:
             if id(write.held) not in ours
         ]
         notes += [*overriding(mine), *self.captured]
-        report = self.plan.report(patched, tuple(dict.fromkeys(notes)))
+        report = self.plan.report(patched, tuple(dict.fromkeys(notes)), in_force=self.sound)
         state, reason = REFUSED, ""
         if not self.sound:
             state = REFUSED if self.failure is not None and not self.interrupted else OFF

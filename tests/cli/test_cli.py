@@ -281,6 +281,18 @@ def test_explain_a_patch_and_a_hook(cli, monkeypatch):
     assert "in use: masked_mean, chosen by environment COATI_EXT_SET" in view
 
 
+def test_a_patch_without_sites_says_what_it_serves(cli, upstream, monkeypatch):
+    served = "changes no upstream function; it serves last_hidden_states by auto"
+    *_, last = cli("explain", "token_saving")[1].splitlines()
+    assert last == f"here: {served}"
+    assert f"token_saving: {served}\n" in cli("plan")[1]
+    told = f"token_saving changes no function of a coati of {upstream.generation}\n"
+    assert cli("diff", "token_saving")[1] == told
+    monkeypatch.setenv("COATI_EXT_SET", "token_saving.enabled=false")
+    assert "serves last_hidden_states by off\n" in cli("explain", "token_saving")[1]
+    assert "serves" not in cli("plan")[1]
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [
