@@ -38,7 +38,8 @@ class Report:
     digest: str
     """A hash of generation, patches, options and plugins; it must be equal on all ranks."""
     notes: Tuple[str, ...] = ()
-    """Further remarks, such as names in other modules that were rebound by a late ``enable``."""
+    """Further remarks, such as names in other modules that were rebound by a late ``enable``, and
+    what plugins note by ``report_made``."""
 
     @property
     def headline(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import shutil
 import signal
 import sys
@@ -405,6 +406,20 @@ def test_observers_see_each_applied_target(upstream, tmp_path):
     seen = sys.modules["coati_ext_plugin_watch"].seen
     assert len(seen) == [row.state for row in report.patches if row.target].count("applied")
     assert set(seen) <= {(name, "applied") for name in PATCHES}
+
+
+def test_a_plugin_adds_to_the_report_and_cannot_break_it(upstream):
+    Path("remark.py").write_text(
+        "from coati_ext import hookimpl\n\n@hookimpl\ndef report_made(note):\n"
+        "    note('it is so')\n    1 / 0\n"
+    )
+    coati_ext.enable({"plugins": ["./remark.py"]})
+    said, failed = coati_ext.status().notes
+    assert said == "it is so"
+    assert re.match(r"report_made of plugin remark \(.*remark.py, line 3\) failed: ZeroD", failed)
+    assert "note: it is so" in str(coati_ext.status())
+    coati_ext.disable()
+    assert coati_ext.status().notes == ()
 
 
 # --- modules that are executed again, and slots that are overwritten --------------------------

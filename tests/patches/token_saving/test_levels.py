@@ -153,6 +153,20 @@ def test_an_unknown_attention_is_computed_by_groups_and_told(caplog):
     assert "token_saving computes GPTNeoXModel by groups: 2 of its 3 layers" in caplog.text
 
 
+def test_the_report_says_level_and_reason(upstream):
+    first, second = backbone_of("llama"), backbone_of("bloom")
+    told = {
+        "token_saving computes LlamaModel by prefix",
+        "token_saving computes BloomModel by groups: it takes no position ids",
+    }
+    with coati_ext.applied():
+        for backbone in (first, second, second):
+            states("auto", backbone, *padded_batch())
+        assert told <= set(coati_ext.status().notes)
+    with coati_ext.applied({"token_saving": {"level": "groups"}}) as report:
+        assert not told & set(report.notes)
+
+
 def test_nothing_of_a_backbone_is_changed_for_good():
     backbone = backbone_of("llama")
     before = [dict(vars(item)) for item in backbone.modules()]
