@@ -163,5 +163,10 @@ def experience_made(experience: Any, maker: Any) -> None:
 
 
 @hookspec
+def report_made(note: Callable[[str], None]) -> None:
+    """Call ``note(text)`` with what a report of the patches should tell of this process"""
+
+
+@hookspec
 def patch_applied(row: Row) -> None:
     """Called after a patch has changed an upstream function, with its row of the report"""

@@ -20,7 +20,7 @@ from coati_ext.patching.reliances import CHANGED, Reading, read_reliances
 from coati_ext.patching.source import Coati, find_coati
 from coati_ext.patching.steps import Step, in_order, plan_steps, refusal
 from coati_ext.plugins import CHOICES, Implementation, Registry, load, plugin_hashes
-from coati_ext.report import OFF, PENDING, REFUSED, Report, Row
+from coati_ext.report import APPLIED, OFF, PENDING, REFUSED, Report, Row
 from coati_ext.settings import ConfigArgument, Entry, Layers, Settings, Value, collect, resolve
 
 
@@ -69,13 +69,33 @@ class Plan:
             f"{item.patch}: {item.reason}" for item in self.relies if item.state == CHANGED
         )
 
-    def report(self, applied: Tuple[str, ...] = (), notes: Tuple[str, ...] = ()) -> Report:
-        """The plan as a report in which the targets in ``applied`` count as patched."""
+    def served(self, patch: str) -> str:
+        """What a patch without sites does: its options pick implementations of choices."""
+        section = self.registry.options.get(patch)
+        hooks = [
+            item.metadata["chooses"]
+            for item in (dataclasses.fields(section) if section else ())
+            if "chooses" in item.metadata
+        ]
+        picked = [f"{hook} by {self.choices[hook].name}" for hook in hooks if hook in self.choices]
+        serves = f"; it serves {', '.join(picked)}" if picked else ""
+        return f"changes no upstream function{serves}"
+
+    def report(
+        self, applied: Tuple[str, ...] = (), notes: Tuple[str, ...] = (), in_force: bool = False
+    ) -> Report:
+        """The plan as a report.
+
+        Args:
+            applied: the targets that count as patched.
+            notes: further remarks.
+            in_force: whether the picked implementations are called.
+        """
         rows = []
         for step in self.steps:
             done = step.state == PENDING and step.site.target in applied
             rows.append(
-                Row(step.patch, "applied" if done else step.state, step.site.target, step.reason)
+                Row(step.patch, APPLIED if done else step.state, step.site.target, step.reason)
             )
         rows += [
             Row(item.patch, REFUSED, item.reliance.target, item.reason)
@@ -84,12 +104,15 @@ class Plan:
         ]
         planned = {row.name for row in rows}
         for name, value in self.settings.enabled.items():
-            # One without sites is in force by what it implements, and changes no function.
-            if name not in planned and (self.registry.patches[name].sites or not value.value):
-                reason = f"switched off by {value.origin}"
-                if value.value:
-                    reason = str(self.missing or "nothing to change in this generation")
+            if name in planned:
+                continue
+            if not value.value:
+                rows.append(Row(name, OFF, "", f"switched off by {value.origin}"))
+            elif self.missing or self.registry.patches[name].sites:
+                reason = str(self.missing or "nothing to change in this generation")
                 rows.append(Row(name, OFF, "", reason))
+            else:
+                rows.append(Row(name, APPLIED if in_force else PENDING, "", self.served(name)))
         generation = self.coati.generation if self.coati else None
         return Report(generation, tuple(rows), self.digest, (*self.changed, *notes))
 

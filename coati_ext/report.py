@@ -22,7 +22,8 @@ class Row:
     """``applied``, ``pending`` (its module is not imported yet), ``already upstream``,
     ``refused`` or ``off``."""
     target: str
-    """``module:Qualified.name`` of the upstream function; empty for a patch that is off."""
+    """``module:Qualified.name`` of the upstream function; empty for a patch that is off, or that
+    changes none."""
     reason: str
     """Why the state is what it is."""
 
@@ -37,7 +38,8 @@ class Report:
     digest: str
     """A hash of generation, patches, options and plugins; it must be equal on all ranks."""
     notes: Tuple[str, ...] = ()
-    """Further remarks, such as names in other modules that were rebound by a late ``enable``."""
+    """Further remarks, such as names in other modules that were rebound by a late ``enable``, and
+    what plugins note by ``report_made``."""
 
     @property
     def headline(self) -> str:

@@ -51,7 +51,9 @@ def versions(arguments: Sequence[Any]) -> List[int]:
 
 def _last_hidden_states(told: str, found: Any, backbone: Any, input_ids: Tensor, *_: Any) -> None:
     found_width = found.size(-1) if isinstance(found, Tensor) and found.dim() == 3 else "H"
-    width = getattr(getattr(backbone, "config", None), "hidden_size", found_width)
+    config = getattr(backbone, "config", None)
+    # Where OPT has the first, it projects its last hidden states to the size of its embeddings.
+    width = getattr(config, "word_embed_proj_dim", getattr(config, "hidden_size", found_width))
     _require_like(told, found, "(B, S, H)", (*input_ids.shape, width), _FLOAT, input_ids)
     _require_graph(told, found, backbone)
     _require_finite(told, found)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+import warnings
 from dataclasses import dataclass
 from typing import Any, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
@@ -58,10 +59,11 @@ def option(default: Any, help: str, **limits: Any) -> Any:
         default: the value if the configuration does not set one.
         help: one sentence for ``coati-ext explain``.
         limits: ``choices`` (a tuple of values), ``minimum``, ``maximum``, ``chooses`` (the choice
-            hook whose implementation the value names), ``without`` (the implementation while the
-            patch of this section is off), ``defaults`` (other defaults, by generation of coati),
-            or ``unset`` (what is in force where the value is ``None``: a function of the options
-            that returns a text).
+            hook whose implementation the value names), ``formerly`` (the present names of its
+            implementations by those that they had before), ``without`` (the implementation while
+            the patch of this section is off), ``defaults`` (other defaults, by generation of
+            coati), or ``unset`` (what is in force where the value is ``None``: a function of the
+            options that returns a text).
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -172,6 +174,12 @@ class _Draft:
             for section, cls in options.items()
         }
         self.use: Dict[str, Value] = {}
+        fields = [item.metadata for cls in options.values() for item in dataclasses.fields(cls)]
+        self.renamed: Dict[Tuple[str, str], str] = {
+            (item["chooses"], before): name
+            for item in fields
+            for before, name in item.get("formerly", {}).items()
+        }
 
     def set(self, entry: Entry) -> str:
         """Apply one entry. Return its problem, or an empty string."""
@@ -253,11 +261,12 @@ class _Draft:
         if entry.key not in self.choices:
             match = nearest(entry.key, self.choices)
             return f"use.{shown_name(entry.key)}: no such choice hook{match}"
-        if not isinstance(entry.value, str) or entry.value not in self.choices[entry.key]:
+        name = self._present_name(entry, entry.key)
+        if name not in self.choices[entry.key]:
             problem = self._no_implementation(entry, entry.key)
-            if not isinstance(entry.value, str) or self._unknown(entry, problem):
+            if not isinstance(name, str) or self._unknown(entry, problem):
                 return problem
-        self.use[entry.key] = Value(entry.value, entry.origin)
+        self.use[entry.key] = Value(name, entry.origin)
         return ""
 
     def _set_option(self, entry: Entry) -> str:
@@ -269,6 +278,7 @@ class _Draft:
         limits = next(i for i in dataclasses.fields(cls) if i.name == entry.key).metadata
         value, wanted = _convert(entry.value, typing.get_type_hints(cls)[entry.key])
         if not wanted and "chooses" in limits:
+            value = self._present_name(entry, limits["chooses"])
             if value not in self.choices[limits["chooses"]]:
                 problem = self._no_implementation(entry, limits["chooses"])
                 wanted = self._unknown(entry, problem)
@@ -280,6 +290,19 @@ class _Draft:
             return f"{entry.name} = {shown(entry.value)}: wants {wanted}"
         values[entry.key] = Value(value, entry.origin)
         return ""
+
+    def _present_name(self, entry: Entry, hook: str) -> Any:
+        """The implementation that an entry names, by its present name."""
+        name = entry.value
+        if not isinstance(name, str) or name in self.choices[hook]:
+            return name
+        present = self.renamed.get((hook, name), name)
+        if present != name:
+            told = f"{entry.name} = {name!r} ({entry.origin}): it is called {present!r} now"
+            warnings.warn(
+                f"{told}; the old name goes with version 1.0", FutureWarning, stacklevel=2
+            )
+        return present
 
     def _unknown(self, entry: Entry, problem: str) -> str:
         """The problem, unless the name that is not known may be of a plugin that is not loaded."""

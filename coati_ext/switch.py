@@ -24,7 +24,13 @@ from types import FrameType, ModuleType
 from typing import Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 from coati_ext import active
-from coati_ext.errors import AlreadyEnabledError, CoatiExtError, DisturbedError, RefusedError
+from coati_ext.errors import (
+    AlreadyEnabledError,
+    CoatiExtError,
+    DisturbedError,
+    PluginError,
+    RefusedError,
+)
 from coati_ext.launch import imports, rank_check
 from coati_ext.launch.flag import kills
 from coati_ext.patching.apply import (
@@ -89,7 +95,7 @@ class _Session:
         active.put_in_force(
             self.plan.functions(),
             self.plan.settings.instances(registry.options),
-            {"experience_made": registry.observer("experience_made")},
+            {hook: registry.observer(hook) for hook in ("experience_made", "report_made")},
         )
         self._apply([step for name in here for step in self.steps[name]])
         self.captured = captured(self.ledger)
@@ -276,7 +282,11 @@ class _Session:
             if id(write.held) not in ours
         ]
         notes += [*overriding(mine), *self.captured]
-        report = self.plan.report(patched, tuple(dict.fromkeys(notes)))
+        try:
+            active.announce("report_made", note=notes.append)
+        except PluginError as error:  # what is in force is told all the same
+            notes.append(str(error))
+        report = self.plan.report(patched, tuple(dict.fromkeys(notes)), in_force=self.sound)
         state, reason = REFUSED, ""
         if not self.sound:
             state = REFUSED if self.failure is not None and not self.interrupted else OFF

@@ -46,6 +46,7 @@ def test_hook_arguments_are_pinned():
         "register_defects": ["register"],
         "register_options": ["register"],
         "register_patches": ["register"],
+        "report_made": ["note"],
         "sample_answers": [
             "maker",
             "input_ids",

@@ -11,6 +11,7 @@ import pytest
 import coati_ext
 from coati_ext.cli.measure import measure
 from coati_ext.errors import AlreadyEnabledError, ConfigError, PluginError, RefusedError
+from coati_ext.patches import rollout
 from coati_ext.patching.defect import Defect
 from coati_ext.patching.source import find_coati
 from coati_ext.plan import make_plan
@@ -78,6 +79,15 @@ def test_the_configuration_can_keep_the_built_in():
     assert plan_with(file, use={"pool_reward": "masked_mean"}).choices["pool_reward"].name == (
         "masked_mean"
     )
+
+
+def test_upstreams_sampler_may_be_named_as_in_0_4_0():
+    with pytest.warns(FutureWarning, match=r"use\.sample_answers = 'upstream_sampler'"):
+        plan = make_plan({"use": {"sample_answers": "upstream_sampler"}})
+    assert plan.choices["sample_answers"].name == "upstream"
+    assert plan.settings.sections["rollout"]["generate"].value == "upstream"
+    with pytest.warns(FutureWarning):
+        assert rollout.upstream_sampler is rollout.upstream
 
 
 def test_an_option_that_chooses_names_what_was_picked():

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 import coati_ext
 from coati_ext import results
@@ -23,6 +24,7 @@ from coati_ext.testing import (
     layouts,
     make_experience,
     ppo_trainer,
+    tiny_config,
     tiny_models,
     tiny_reward_model,
     tiny_tokenizer,
@@ -359,6 +361,19 @@ def test_a_right_result_is_left_alone(hook):
 def test_what_stands_where_no_action_is_does_not_matter(hook):
     arguments, right = RIGHT[hook]
     results.check(hook, "it", right.masked_fill(~MASK, float("nan")), arguments)
+
+
+def test_hidden_states_are_as_wide_as_the_backbone_makes_them():
+    """OPT-350m's layers are 1024 wide, and its last hidden states 512, as its embeddings."""
+    config = tiny_config("opt", hidden_size=32)
+    config.word_embed_proj_dim = 16
+    backbone = transformers.AutoModel.from_config(config)
+    right = backbone(SEQUENCES)["last_hidden_state"]
+    arguments = (backbone, SEQUENCES, SEQUENCES > 0, SEQUENCES)
+    results.check("last_hidden_states", "it", right, arguments)
+    wide = torch.cat([right, right], dim=-1)
+    with pytest.raises(PluginError, match=r"shape \(3, 6, 32\).* expected .* = \(3, 6, 16\)"):
+        results.check("last_hidden_states", "it", wide, arguments)
 
 
 class OnCuda(torch.Tensor):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PROJECT = parse_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 CONTRACTS = {item["name"]: item for item in PROJECT["tool"]["importlinter"]["contracts"]}
 PATCHES = sorted(item.parent.name for item in (ROOT / "patches").glob("*/__init__.py"))
+USERS_OWN = {"coati", "colossalai", "torch", "transformers", "safetensors", "tokenizers"}
+# A test that needs one of them is passed over where it is missing.
+STACK = {"datasets", "fabric", "ray"}
 FINGERPRINT = re.compile(r"\b[0-9a-f]{8}-[0-9a-f]{8}\b")
 # They hold no logic of their own, or have to import what the rest may not.
 UNDRAWN = {
@@ -86,6 +91,36 @@ def test_no_fingerprint_is_in_code():
     files = [file for folder in ("coati_ext", "patches") for file in (ROOT / folder).rglob("*.py")]
     assert len(files) > 100
     assert [file for file in files if FINGERPRINT.search(file.read_text(encoding="utf-8"))] == []
+
+
+def imported(*folders, without=()):
+    """The packages that modules of these folders import, at their top or within functions."""
+    found = set()
+    for file in [file for folder in folders for file in (ROOT / folder).rglob("*.py")]:
+        if {"standins", *without} & set(file.parts):
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names = [item.name for item in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [node.module]
+            found.update(name.split(".")[0] for name in names)
+    ours = {"coati_ext", "coati_ext_plugin_mine", "helpers", "patches"}
+    return found - {*sys.stdlib_module_names, "tomllib"} - ours
+
+
+def declared(*extras):
+    """The packages that come with coati-ext and these of its extras, as they are imported."""
+    lists = [PROJECT["project"]["optional-dependencies"][extra] for extra in extras]
+    wanted = [item for items in [PROJECT["project"]["dependencies"], *lists] for item in items]
+    return {re.match(r"[\w-]+", item).group().replace("-", "") for item in wanted}
+
+
+@pytest.mark.once(why="the imports are the same on every stack")
+def test_what_is_imported_is_declared_or_the_users_own():
+    assert imported("coati_ext", "patches", without=["bench"]) <= declared() | USERS_OWN
+    assert imported("coati_ext/bench") <= declared("demo", "bench") | USERS_OWN
+    tested = declared("demo", "bench", "test") | USERS_OWN | STACK
+    assert imported("tests", "benchmarks", "examples") <= tested
 
 
 def test_the_rooms_of_the_tests_are_those_of_the_code():

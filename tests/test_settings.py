@@ -26,7 +26,7 @@ PATCHES = {
 
 @dataclass(frozen=True)
 class Options:
-    pooling: str = option("eos", "", chooses="pool_reward")
+    pooling: str = option("eos", "", chooses="pool_reward", formerly={"mean": "masked_mean"})
     lam: float = option(0.95, "", minimum=0.0, maximum=1.0)
     steps: int = option(3, "")
     kind: str = option("mean", "", choices=("mean", "sum"))
@@ -70,6 +70,23 @@ def test_a_generation_can_have_a_default_of_its_own():
 
     assert [clip(None, name) for name in (None, "G4", "G1")] == [5.0, 5.0, 0.0]
     assert clip({"eos_pooling": {"clip": 3}}, "G1") == 3.0
+
+
+@pytest.mark.parametrize(
+    "config", [{"eos_pooling": {"pooling": "mean"}}, {"use": {"pool_reward": "mean"}}]
+)
+def test_an_implementation_may_be_named_as_it_was_before(config):
+    with pytest.warns(FutureWarning, match="= 'mean' .*it is called 'masked_mean' now"):
+        found = settings(config)
+    assert found.use["pool_reward"].value == "masked_mean"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_of_before_that_a_plugin_has_now_is_the_plugins():
+    choices = {"pool_reward": ["eos", "masked_mean", "mean"]}
+    layers = collect({"use": {"pool_reward": "mean"}})
+    found = resolve(layers, PATCHES, {"eos_pooling": Options}, choices)
+    assert found.use["pool_reward"].value == "mean"
 
 
 def test_an_option_may_be_left_unset(monkeypatch):

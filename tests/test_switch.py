@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import re
 import shutil
 import signal
 import sys
@@ -101,7 +102,7 @@ def test_any_subset_of_patches_is_undone(upstream):
     sizes = range(len(PATCHES))
     for chosen in itertools.chain(*(itertools.combinations(PATCHES, size) for size in sizes)):
         report = coati_ext.enable({name: {"enabled": name in chosen} for name in PATCHES})
-        assert {row.name for row in report.patches if row.state != "off"} == set(chosen)
+        assert {row.name for row in report.patches if row.target} == set(chosen)
         coati_ext.disable()
         assert attributes() == before, chosen
 
@@ -350,6 +351,21 @@ def test_the_kill_switch_does_not_hide_what_is_on(upstream, monkeypatch):
     assert coati_ext.enable() == report
 
 
+def test_a_patch_without_sites_is_in_force_by_what_it_serves(upstream):
+    def row():
+        (found,) = [it for it in coati_ext.status().patches if it.name == "token_saving"]
+        return found.state, found.target, found.reason
+
+    assert row() == ("off", "", "not enabled")
+    with coati_ext.applied() as report:
+        serves = "changes no upstream function; it serves last_hidden_states by auto"
+        assert row() == ("applied", "", serves)
+        assert "token_saving on coati generation" in report.headline
+    with coati_ext.applied({"token_saving": {"enabled": False}}) as report:
+        assert row()[0] == "off"
+        assert "token_saving" not in report.headline
+
+
 def test_status_and_reports_are_values(upstream):
     off = coati_ext.status()
     assert all(row.state == "off" for row in off.patches)
@@ -388,8 +404,22 @@ def test_observers_see_each_applied_target(upstream, tmp_path):
     import_all()
     report = coati_ext.enable({"plugins": ["./watch.py"]})
     seen = sys.modules["coati_ext_plugin_watch"].seen
-    assert len(seen) == [row.state for row in report.patches].count("applied")
+    assert len(seen) == [row.state for row in report.patches if row.target].count("applied")
     assert set(seen) <= {(name, "applied") for name in PATCHES}
+
+
+def test_a_plugin_adds_to_the_report_and_cannot_break_it(upstream):
+    Path("remark.py").write_text(
+        "from coati_ext import hookimpl\n\n@hookimpl\ndef report_made(note):\n"
+        "    note('it is so')\n    1 / 0\n"
+    )
+    coati_ext.enable({"plugins": ["./remark.py"]})
+    said, failed = coati_ext.status().notes
+    assert said == "it is so"
+    assert re.match(r"report_made of plugin remark \(.*remark.py, line 3\) failed: ZeroD", failed)
+    assert "note: it is so" in str(coati_ext.status())
+    coati_ext.disable()
+    assert coati_ext.status().notes == ()
 
 
 # --- modules that are executed again, and slots that are overwritten --------------------------

@@ -48,7 +48,7 @@ def forwards(source: Source) -> Dict[str, List[float]]:
     many means.
     """
     model = source.valued("RewardModel")
-    hidden = torch.zeros(ROWS, COLUMNS, source.config.hidden_size, device=source.device)
+    hidden = torch.zeros(ROWS, COLUMNS, source.width, device=source.device)
     model.model = _Idle(hidden.to(next(model.parameters()).dtype))
     ids, mask = (
         it.to(source.device)

@@ -60,6 +60,12 @@ class Source:
             return None
 
     @property
+    def width(self) -> int:
+        """H of the last hidden states, which OPT projects to the size of its embeddings."""
+        width: int = getattr(self.config, "word_embed_proj_dim", self.config.hidden_size)
+        return width
+
+    @property
     def facts(self) -> Dict[str, Any]:
         """What is measured, as plain data."""
         return {
@@ -75,7 +81,7 @@ class Source:
         """A ``RewardModel`` or a ``Critic``."""
         made: Any
         if has_strategies():
-            head = nn.Linear(self.config.hidden_size, 1)
+            head = nn.Linear(self.width, 1)
             base = import_module("coati.models.base")
             made = getattr(base, kind)(self._model(transformers.AutoModel), head)
         else:

@@ -58,7 +58,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     if found["versions"]["torch"] is None:
         status = 1
     if options.live and plan["generation"]:
-        found["live"] = _measure()
+        found["live"], found["notes"] = _measure()
         wrong = [item for item in found["live"] if item["verdict"] != "right"]
         status = max(status, int(bool(wrong)))
     found["verdict"], found["next"] = _verdict(found)
@@ -175,21 +175,22 @@ def _measured(live: List[Facts]) -> str:
     return f"{told}."
 
 
-def _measure() -> List[Facts]:
-    """Each defect with the patches off and on, in two fresh processes."""
+def _measure() -> Tuple[List[Facts], List[str]]:
+    """Each defect with the patches off and on, in two fresh processes; what plugins note there."""
     given = os.environ.get("COATI_EXT", "")
     off = run_module("coati_ext.cli.measure", "off", flag="0")
     on = run_module("coati_ext.cli.measure", "on", flag="" if says_off(given) else given)
-    before = {item["name"]: item for item in off}
-    return [
+    before = {item["name"]: item for item in off["defects"]}
+    both = [
         {
             **item,
             "before": before[item["name"]]["value"],
             "after": item["value"],
             "verdict_before": before[item["name"]]["verdict"],
         }
-        for item in on
+        for item in on["defects"]
     ]
+    return both, on["notes"]
 
 
 def view(found: Facts) -> None:
@@ -224,6 +225,7 @@ def view(found: Facts) -> None:
             for item in found["live"]
         ]
         write("", table(["defect", "patch", "measured", "off", "on", "ideal", "within", ""], rows))
+        write(*(f"note: {note}" for note in found["notes"]))
 
 
 def _gap_view(gap: Facts) -> List[str]:

@@ -1,7 +1,8 @@
 """The process in which ``coati-ext doctor --live`` measures defects, patches off or on.
 
-``python -m coati_ext.cli.measure off|on`` prints them as JSON. Off and on run in separate
-processes, so that the first cannot affect the second.
+``python -m coati_ext.cli.measure off|on`` prints them as JSON, and what plugins note of a tiny
+reward model of each family. Off and on run in separate processes, so that the first cannot affect
+the second.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import importlib
 import json
 import math
 import sys
-from typing import Any, Dict
+from contextlib import suppress
+from typing import Any, Dict, List
 
+from coati_ext.active import announce
 from coati_ext.patching.defect import Defect
 from coati_ext.plan import make_plan
 from coati_ext.switch import enable
@@ -37,6 +40,21 @@ def measure(defect: Defect) -> Dict[str, Any]:
     }
 
 
+def notes() -> List[str]:
+    """What the report notes once a reward model of each family has scored a padded batch."""
+    from coati_ext.testing import families, layouts, random_rows, tiny_reward_model
+
+    _, ids, mask = next(layouts(random_rows((4, 9)), pad_token_id=0))
+    models = []  # kept, since the report speaks of what there is
+    for family in families():
+        with suppress(Exception):  # a family that this coati does not take is none of ours
+            models.append(tiny_reward_model(family))
+            models[-1](ids, attention_mask=mask)
+    found: List[str] = []
+    announce("report_made", note=found.append)
+    return list(dict.fromkeys(found))
+
+
 def main(flag: str) -> int:
     """Measure and print all known defects of the generation of this coati."""
     from coati_ext.testing import cpu_only
@@ -48,7 +66,8 @@ def main(flag: str) -> int:
         enable()
         defects = [item for item in defects if plan.settings.enabled[item.patch].value]
     with cpu_only():
-        found = json.dumps([measure(defect) for defect in defects])
+        measured = [measure(defect) for defect in defects]
+        found = json.dumps({"defects": measured, "notes": notes() if flag == "on" else []})
     print(f"\n{found}")  # a line of its own, whatever a plugin has printed
     return 0
 

@@ -106,6 +106,11 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "digest": None if plan.registry.unloaded else plan.digest,
         "steps": steps,
         "relies": relies,
+        "without_sites": {
+            name: plan.served(name)
+            for name, patch in sorted(plan.registry.patches.items())
+            if plan.settings.enabled[name].value and not patch.sites
+        },
         "choices": _chosen(plan),
         "broken_plugins": {item.name: item.error for item in plan.registry.broken},
         "not_loaded": [item.name for item in plan.registry.unloaded],
@@ -166,6 +171,8 @@ def plan_view(facts: Facts) -> None:
     ]
     if rows:
         write(table(["", "target", "patch", "", "", "why"], rows))
+    for name, served in facts["without_sites"].items():
+        write(f"{name}: {served}")
     for hook, name in facts["choices"].items():
         write(f"{hook}: {name}")
     for item in facts["relies"]:
@@ -246,6 +253,7 @@ def _explain_patch(plan: Plan, patch: Patch) -> Facts:
         "reference": patch.reference,
         "options": options,
         "sites": sites,
+        "served": None if patch.sites else plan.served(patch.name),
         "here": [
             {"target": step.site.target, "state": step.state, "reason": step.reason}
             for step in plan.steps
@@ -311,6 +319,9 @@ def explain_view(facts: Facts) -> None:
     for item in facts["options"]:
         value = item["in_force"] if item["value"] is None else repr(item["value"])
         write(f"option {item['name']} = {value} ({item['origin']}): {item['help']}")
+    if facts["served"]:
+        write(f"here: {facts['served']}")
+        return
     rows = [
         [
             " ".join(site["generations"]),
@@ -389,6 +400,8 @@ def _marked(lines: Iterable[str], edits: Set[int]) -> Iterator[str]:
 
 def diff_view(facts: Facts) -> None:
     """Print :func:`diff_facts`."""
+    if not facts["diffs"]:
+        write(f"{facts['patch']} changes no function of a coati of {facts['generation']}")
     for item in facts["diffs"]:
         if item["nearest"]:
             missing = f"; {item['missing']} statements of its are missing" * bool(item["missing"])

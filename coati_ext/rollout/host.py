@@ -2,7 +2,8 @@
 
 Which rows share a prompt, and where a row ends, decides the shapes of what is computed, so the host
 must know ids and masks. Those that code of ours derives from known ones are remembered with them;
-others cost a copy from the device. On the CPU nothing is copied.
+others cost a copy from the device, and so does one that was written to since. On the CPU nothing is
+copied.
 
 Letters: B rows, S sequence columns.
 """
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from coati_ext import tensors
 
-_known: Dict[int, Tuple[Any, numpy.ndarray]] = {}
+_known: Dict[int, Tuple[Any, int, numpy.ndarray]] = {}  # the tensor, its version, its content
 
 
 def array_of(tensor: Tensor) -> numpy.ndarray:
@@ -27,7 +28,7 @@ def array_of(tensor: Tensor) -> numpy.ndarray:
         return tensor.numpy()
     if not _knows(tensor):
         learn(tensor)
-    return _known[id(tensor)][1]
+    return _known[id(tensor)][2]
 
 
 def learn(*items: Tensor) -> None:
@@ -41,21 +42,24 @@ def learn(*items: Tensor) -> None:
 
 
 def remember(tensor: Tensor, array: numpy.ndarray) -> None:
-    """Remember what a tensor holds, as long as it lives and is not written to."""
+    """Remember what a tensor holds, as long as it lives and is not written to.
+
+    What is written past autograd, as by ``tensor.data``, is not noticed.
+    """
     key = id(tensor)
 
     def forget(gone: Any) -> None:
         if key in _known and _known[key][0] is gone:
             del _known[key]
 
-    _known[key] = (ref(tensor, forget), array)
+    _known[key] = (ref(tensor, forget), _version(tensor), array)
 
 
 def remember_rows(parts: Sequence[Tensor], wholes: Sequence[Tensor], rows: slice) -> None:
     """Remember parts that are rows of known tensors."""
     for part, whole in zip(parts, wholes):
         if _knows(whole):
-            remember(part, _known[id(whole)][1][rows])
+            remember(part, _known[id(whole)][2][rows])
 
 
 def compact(input_ids: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor]:
@@ -90,7 +94,12 @@ def _shared(tensor: Tensor) -> bool:
 
 def _knows(tensor: Tensor) -> bool:
     found = _known.get(id(tensor))
-    return found is not None and found[0]() is tensor
+    return found is not None and found[0]() is tensor and found[1] == _version(tensor) >= 0
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; -1 where nobody counts, as in inference mode."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def read(numbers: Tensor) -> numpy.ndarray:

@@ -12,7 +12,8 @@ log-probabilities and values through the same hooks, so before the first update 
 
 from __future__ import annotations
 
-from typing import Callable
+import warnings
+from typing import Any, Callable
 
 from coati_ext import Defect, Patch, hookimpl, with_variants
 
@@ -91,3 +92,11 @@ def register_defects(register: Callable[[Defect], None]) -> None:
     """Declare what ``doctor --live`` measures."""
     for defect in DEFECTS:
         register(defect)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "upstream_sampler":  # as it was called in 0.4.0
+        told = "coati_ext.patches.rollout.upstream_sampler is called upstream now"
+        warnings.warn(f"{told}; the old name goes with version 1.0", FutureWarning, stacklevel=2)
+        return upstream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,7 @@ class Options:
         "sampler, faster), upstream (its own sampler; the default before G4) or the "
         "sample_answers of a plugin, by its name",
         chooses="sample_answers",
+        formerly={"upstream_sampler": "upstream"},
         defaults={"G1": "upstream", "G2": "upstream", "G3": "upstream"},
     )
     kl: Optional[str] = option(

@@ -10,7 +10,7 @@ from typing import Callable
 
 from coati_ext import Patch, hookimpl
 
-from .levels import auto, groups, off, packed, prefix
+from .levels import auto, groups, off, packed, prefix, report_made
 from .options import Options
 from .sites import RELIES, SITES
 
@@ -22,6 +22,7 @@ __all__ = [
     "prefix",
     "register_options",
     "register_patches",
+    "report_made",
 ]
 
 

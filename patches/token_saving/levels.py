@@ -6,17 +6,17 @@ Letters: B rows, S sequence columns, H hidden.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Dict, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 from weakref import WeakKeyDictionary
 
-from coati_ext import hookimpl, tensors
+from coati_ext import hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
-_told: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # the level of a backbone in the log
+_told: WeakKeyDictionary[Any, Tuple[str, str]] = WeakKeyDictionary()  # level and reason
 _learnt: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why a backbone cannot be packed
 
 
@@ -91,11 +91,24 @@ def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids:
 
 
 def _tell(backbone: Any, level: str, reason: str) -> None:
-    """Log the level of a backbone once, and again when it changes."""
-    if _told.get(backbone) != level:
-        _told[backbone] = level
-        why = f": {reason}" if reason else ""
-        logger.info("token_saving computes %s by %s%s", type(backbone).__name__, level, why)
+    """Log the level of a backbone, and again when it changes; the report notes it."""
+    if _told.get(backbone) != (level, reason):
+        _told[backbone] = level, reason
+        logger.info(_sentence(backbone))
+
+
+@hookimpl
+def report_made(note: Callable[[str], None]) -> None:
+    """Note the level that ``auto`` has found for each backbone."""
+    if options("token_saving").level == "auto":
+        for backbone in list(_told):
+            note(_sentence(backbone))
+
+
+def _sentence(backbone: Any) -> str:
+    level, reason = _told[backbone]
+    why = f": {reason}" if reason else ""
+    return f"token_saving computes {type(backbone).__name__} by {level}{why}"
 
 
 def highest(backbone: Any) -> Tuple[str, str]:

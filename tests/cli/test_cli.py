@@ -137,7 +137,8 @@ def test_doctor_live_shows_each_defect_off_and_on(
         value, found = (0.5, "wrong") if state == "off" else (after, verdict)
         facts = {"name": "first", "patch": "rollout", "summary": "a number"}
         ideal = {"right": 0.0, "tolerance": 0.1}
-        return [{**facts, **ideal, "value": value, "verdict": found}]
+        defects = [{**facts, **ideal, "value": value, "verdict": found}]
+        return {"defects": defects, "notes": ["it is so"] if state == "on" else []}
 
     monkeypatch.setattr(doctor, "run_module", run_module)
     status, text, error = cli("doctor", "--live", "--json")
@@ -145,11 +146,21 @@ def test_doctor_live_shows_each_defect_off_and_on(
     (found,) = json.loads(text)["live"]
     assert (found["before"], found["after"], found["verdict"]) == (0.5, after, verdict)
     _, view, _ = cli("doctor", "--live")
-    told = f"a number 0.5 {after:.3g} 0 0.1 {verdict}"
+    told = f"a number 0.5 {after:.3g} 0 0.1 {verdict} note: it is so"
     assert told.split() == view.split("rollout")[-1].split()
     wrong = "DEFECTIVE. 1 of 1 bugs are not fixed by the patches, such as first: a number"
     right = "1 of 1 bugs reproduced here, 1 right with patches on. One, first: a number, 0.5 off"
     assert (wrong if verdict == "wrong" else right) in view.splitlines()[0]
+
+
+def test_doctor_live_notes_the_level_of_each_family(on):
+    from coati_ext.cli.measure import notes
+    from coati_ext.testing import families
+
+    told = [note for note in notes() if note.startswith("token_saving computes ")]
+    assert len({note.split()[2] for note in told}) >= len(families())
+    assert "token_saving computes GPT2Model by prefix" in told
+    assert "token_saving computes BloomModel by groups: it takes no position ids" in told
 
 
 @pytest.mark.slow
@@ -279,6 +290,18 @@ def test_explain_a_patch_and_a_hook(cli, monkeypatch):
     view = cli("explain", "pool_reward")[1]
     assert "pool_reward(hidden, attention_mask, positions, model)" in view
     assert "in use: masked_mean, chosen by environment COATI_EXT_SET" in view
+
+
+def test_a_patch_without_sites_says_what_it_serves(cli, upstream, monkeypatch):
+    served = "changes no upstream function; it serves last_hidden_states by auto"
+    *_, last = cli("explain", "token_saving")[1].splitlines()
+    assert last == f"here: {served}"
+    assert f"token_saving: {served}\n" in cli("plan")[1]
+    told = f"token_saving changes no function of a coati of {upstream.generation}\n"
+    assert cli("diff", "token_saving")[1] == told
+    monkeypatch.setenv("COATI_EXT_SET", "token_saving.enabled=false")
+    assert "serves last_hidden_states by off\n" in cli("explain", "token_saving")[1]
+    assert "serves" not in cli("plan")[1]
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ PLAN = textwrap.dedent(
     print(*sorted({row.state for row in coati_ext.status().patches}))
     """
 )
-ARMED_PLAN = "already upstream pending"
+ARMED_PLAN = "already upstream applied pending"  # applied is what has no sites
 
 
 def imported(python, **variables):
@@ -180,7 +180,7 @@ class TestStarted:
         done = run("--set", "eos_pooling.pooling=masked_mean", "--", str(environment), "-c", ARMED)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == OURS
-        assert re.search("coati-ext: eos_pooling, .*stable_losses on coati generation", done.stderr)
+        assert re.search("coati-ext: eos_pooling, .*token_saving on coati generation", done.stderr)
         done = run("--patch", "stable_losses", "--", str(environment), "-c", ARMED)
         assert done.stdout.strip().startswith("coati.models")
         done = run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from contextlib import nullcontext
 
 import numpy
 import pytest
@@ -95,3 +96,19 @@ def test_nothing_is_known_of_a_tensor_that_is_gone(reads):
     assert len(host._known) == known
     fresh = torch.full((2, 3), 7)
     assert host.array_of(fresh).tolist() == [[7] * 3] * 2
+
+
+@pytest.mark.parametrize("mode", [nullcontext, torch.inference_mode])
+def test_a_tensor_that_was_written_to_is_read_again(reads, mode):
+    with mode():
+        ids = torch.arange(12).view(3, 4).clone()
+        mask = torch.ones(3, 4, dtype=torch.bool)
+        frame = Frame.of(ids, mask, mask[:, -2:].clone())
+        part = frame.rows(slice(1, 3))
+        frame.sequences[1, 0] = 99  # which the part is a view of
+        frame.attention_mask[2].fill_(False)
+        frame.action_mask.logical_not_()
+        for one in (frame, part):
+            for tensor in (one.sequences, one.attention_mask, one.action_mask):
+                assert numpy.array_equal(host.array_of(tensor), tensor.numpy())
+        assert 99 in host.array_of(host.compact(ids, mask)[0])

@@ -137,8 +137,8 @@ def _own_attention(backbone: Any) -> List[Any]:
 
 
 def _is_own(module: Any) -> bool:
-    mark, _ = _OWN.get(type(module).__name__, ("", None))
-    return bool(mark) and hasattr(module, mark)
+    marks, _ = _OWN.get(type(module).__name__, ((), None))
+    return any(hasattr(module, mark) for mark in marks)
 
 
 def _checkpointing(backbone: Any) -> List[Any]:
@@ -197,14 +197,15 @@ def _llama(module: Any, segments: Segments) -> Dict[str, Any]:
 
 
 def _llama_model(module: Any, segments: Segments) -> Dict[str, Any]:
-    """No (T, T) mask, which nothing would read. 4.36 makes it elsewhere."""
-    return {"_prepare_decoder_attention_mask": lambda *_, **__: None}
+    """No (T, T) mask, which nothing would read: 4.36 makes none for flash attention."""
+    none = {"_prepare_decoder_attention_mask": lambda *_, **__: None}
+    return {**none, "_use_flash_attention_2": True}
 
 
-# By class: the attribute that tells these versions from later ones, and what is replaced.
-_OWN: Dict[str, Tuple[str, Callable[[Any, Segments], Dict[str, Any]]]] = {
-    "GPT2Attention": ("_attn", _gpt2),
-    "GPTNeoXAttention": ("_attn", _gpt_neox),
-    "LlamaAttention": ("_init_rope", _llama),
-    "LlamaModel": ("_prepare_decoder_attention_mask", _llama_model),
+# By class: the attributes that tell these versions from later ones, and what is replaced.
+_OWN: Dict[str, Tuple[Tuple[str, ...], Callable[[Any, Segments], Dict[str, Any]]]] = {
+    "GPT2Attention": (("_attn",), _gpt2),
+    "GPTNeoXAttention": (("_attn",), _gpt_neox),
+    "LlamaAttention": (("_init_rope",), _llama),
+    "LlamaModel": (("_prepare_decoder_attention_mask", "_use_flash_attention_2"), _llama_model),
 }

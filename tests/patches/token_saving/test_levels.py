@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
 
+import coati_ext
+from coati_ext.bench import measure
 from coati_ext.patches.token_saving import levels
 from coati_ext.plan import make_plan
 from coati_ext.rollout.packing import attending
 from coati_ext.rollout.packing.attending import NotPackable
 from coati_ext.tensors import left_frame, position_ids, token_mask
-from coati_ext.testing import families, layouts, tiny_config
+from coati_ext.testing import assert_padding_invariant, families, layouts, models, tiny_config
 
 PROMPT = list(range(3, 30))
 ROWS = [
@@ -88,6 +92,18 @@ def test_no_level_sees_what_a_pad_holds(family):
             assert torch.equal(one, two)
 
 
+def test_hidden_states_of_another_size_than_the_layers(upstream, monkeypatch):
+    """As of OPT-350m, which projects them to the size of its embeddings."""
+    config = tiny_config("opt")
+    config.word_embed_proj_dim = 16
+    monkeypatch.setattr(models, "tiny_config", lambda family: config)
+    model = models.tiny_reward_model("opt")
+    assert model.value_head.in_features == 16
+    for level in levels_of("opt"):
+        with coati_ext.applied({"token_saving": {"level": level}}):
+            assert_padding_invariant(model, rows=ROWS, atol=1e-5)
+
+
 # --- what a backbone allows ----------------------------------------------------------------------
 
 
@@ -137,6 +153,20 @@ def test_an_unknown_attention_is_computed_by_groups_and_told(caplog):
     assert "token_saving computes GPTNeoXModel by groups: 2 of its 3 layers" in caplog.text
 
 
+def test_the_report_says_level_and_reason(upstream):
+    first, second = backbone_of("llama"), backbone_of("bloom")
+    told = {
+        "token_saving computes LlamaModel by prefix",
+        "token_saving computes BloomModel by groups: it takes no position ids",
+    }
+    with coati_ext.applied():
+        for backbone in (first, second, second):
+            states("auto", backbone, *padded_batch())
+        assert told <= set(coati_ext.status().notes)
+    with coati_ext.applied({"token_saving": {"level": "groups"}}) as report:
+        assert not told & set(report.notes)
+
+
 def test_nothing_of_a_backbone_is_changed_for_good():
     backbone = backbone_of("llama")
     before = [dict(vars(item)) for item in backbone.modules()]
@@ -182,6 +212,25 @@ def test_fewer_tokens_go_through_the_backbone():
     assert counts["off"] == ids.numel()
     assert counts["packed"] == int(mask.sum())
     assert counts["off"] > counts["groups"] > counts["packed"] > counts["prefix"]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neox"])
+def test_twice_the_rows_take_twice_the_memory(family):
+    """No mask of all packed tokens is made, which would take four times as much."""
+    backbone = backbone_of(family)
+
+    def peak(rows):
+        batch = padded_batch([[1] * 30, *[[1] * 32] * rows])
+
+        def step():
+            with torch.no_grad():
+                states("packed", backbone, *batch)
+
+        variant = measure.Variant("packed", nullcontext, lambda: step)
+        measure.once(variant, torch.device("cpu"))
+        return measure.once(variant, torch.device("cpu")).peak
+
+    assert peak(64) < 2.2 * peak(32)
 
 
 def test_a_patch_that_is_off_leaves_the_padded_forward(upstream):
