@@ -407,7 +407,7 @@ class TestMiniBatches:
         if all_logits:
             for model in (models.actor, models.initial_model):
                 model.config.logit_scale = 1.0  # something is done to logits after the head
-        models.actor.register_forward_hook(lambda *call: sizes.append(len(call[-1])))
+        models.actor.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
         scripted(monkeypatch, ANSWERS)
         made = [
             experience_of(
