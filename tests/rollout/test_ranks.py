@@ -12,7 +12,7 @@ from torch import nn
 
 import coati_ext
 from coati_ext import tensors
-from coati_ext.rollout import ranks
+from coati_ext.rollout import pipeline, ranks
 from coati_ext.testing import experience_maker, make_experience, tiny_models, tiny_tokenizer
 from coati_ext.testing.padding import pad_rows
 from helpers.processes import on_two_ranks
@@ -238,3 +238,34 @@ def test_a_rollout_of_two_ranks_takes_as_many_steps_on_each(upstream, tmp_path):
         assert first[name]["width"] <= 14 - 9
     assert first["no room on one"]["answers"] == [[0], [0]]
     assert first["alike"]["answers"] != second["alike"]["answers"]
+
+
+def scored(rank):
+    """How many forwards each model makes to score rows of few or of many tokens, and the scores."""
+    tokenizer = tiny_tokenizer(padding_side="left")
+    models, forwards = tiny_models("gpt2"), []
+    maker = experience_maker(models, tokenizer=tokenizer)
+    rows = [[[1, 5], [1, 6], [1, 7], [1, 8]], [[1, *range(10, 18)], [2, *range(20, 28)], [3], [4]]]
+    ids, mask = pad_rows(rows[rank], pad_token_id=0, side="left")
+    for model in (models.critic, models.reward_model):
+        model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    found = []
+    for pipeline._AT_ONCE in (6, 2048):
+        torch.manual_seed(0)
+        forwards.clear()
+        with coati_ext.applied({"rollout": {"generate": "upstream"}}):
+            made = make_experience(maker, ids, mask, tokenizer=tokenizer, max_length=14, top_k=1)
+        numbers = made.action_log_probs, made.values, made.reward
+        found.append((len(forwards), torch.cat([item.flatten() for item in numbers]).tolist()))
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_score_in_as_many_parts_whatever_their_rows(upstream, tmp_path):
+    """In a forward of a wrapper ranks wait for each other."""
+    first, second = on_two_ranks(scored, tmp_path)
+    (parts, small), (whole, large) = first
+    assert [item[0] for item in first] == [item[0] for item in second]
+    assert whole == 2
+    assert parts > 4
+    assert small == pytest.approx(large, abs=1e-6)
