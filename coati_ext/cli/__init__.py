@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.cli import bench, demo, doctor, migrate, read, run
+from coati_ext.cli import bench, demo, doctor, migrate, read, run, show
 from coati_ext.cli.folder import on_path
 from coati_ext.errors import CoatiExtError, InputError, nearest
 
@@ -140,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_arguments(sub)
     sub = add("demo", "train a tiny reward model, flag off and on", demo.facts, demo.view)
     demo.add_arguments(sub)
+    sub = add("show", "the layout of a batch, upstream's beside ours", show.facts, show.view)
+    show.add_arguments(sub)
     sub = add("bench", "what saving tokens is worth, measured here", bench.facts, bench.view)
     bench.add_arguments(sub)
     sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import CoatiNotFoundError, ConfigError, UnknownNameError, nearest
+from coati_ext.cli.some_coati import importable, some_coati
+from coati_ext.errors import ConfigError, UnknownNameError, nearest
 from coati_ext.launch.installation import version_of
-from coati_ext.patching.source import find_coati
 
 Facts = Dict[str, Any]
 STAGES = ("rm", "scoring", "ppo", "layer")
@@ -55,7 +55,9 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         raise ConfigError("the picture needs matplotlib: pip install 'coati-ext[bench]'")
     if os.environ.get("COATI_EXT"):
         raise ConfigError("bench switches the patches itself: unset COATI_EXT")
-    with _some_coati() as words, _telling() as tell:
+    coati = some_coati()
+    with importable(coati), _telling() as tell:
+        words = f"{coati.words}, generation {coati.generation}"
         found = {"coati": words, **_measured(options, tell)}
     if options.out:
         _written(found, options.out)
@@ -180,24 +182,6 @@ def view(found: Facts) -> None:
             f"{name}, longest row in {row['budget'] / 1e6:.0f} MB: {row['upstream']} upstream, "
             f"{row['longest']} {row['level']}: {most}{row['ratio']:.1f}x"
         )
-
-
-@contextmanager
-def _some_coati() -> Iterator[str]:
-    """The coati that can be imported, or our stand-in for one, in words."""
-    from coati_ext.testing import standin
-
-    try:
-        coati = find_coati()
-        yield f"The coati at {coati.root}, generation {coati.generation}"
-        return
-    except CoatiNotFoundError:
-        folder = str(standin("G4"))
-    sys.path.insert(0, folder)
-    try:
-        yield "No coati of yours, but coati-ext's own stand-in for one, generation G4"
-    finally:
-        sys.path.remove(folder)
 
 
 @contextmanager

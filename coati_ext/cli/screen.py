@@ -92,7 +92,9 @@ def write(*items: object) -> None:
     """Print texts and tables, without interpreting markup in texts."""
     screen = console()
     for item in items:
-        if isinstance(item, Table):
+        if isinstance(item, Text):
+            screen.print(item, soft_wrap=True)
+        elif isinstance(item, Table):
             for line in item.lines(screen.width if screen.is_terminal else None):
                 screen.print(line, soft_wrap=True)
         else:
