@@ -63,7 +63,7 @@ def test_an_error_of_upstream_is_shown(show, tmp_path):
     with pytest.warns(UserWarning, match="no answers are sampled"):
         status, printed = show(str(tmp_path / "ids.json"), "--max-length", "3")
     assert status == 0
-    assert "- upstream fails: AssertionError" in printed.out
+    assert "- upstream fails: " in printed.out
 
 
 @pytest.mark.enough("G4", why="the same lines on every coati")
