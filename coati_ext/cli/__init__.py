@@ -36,7 +36,7 @@ START = """\
 coati-ext repairs coati's RLHF maths at run time. Where to start:
 
   coati-ext doctor              what is wrong with the coati here, and what to type next
-  coati-ext demo                what the patches do, on a tiny model; needs no coati
+  coati-ext demo                what the patches do, on tiny models; needs no coati
   coati-ext run -- COMMAND ...  a training command with the patches on
   coati-ext --help              all commands"""
 
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--hook", metavar="HOOK", help="only those that implement this hook")
     sub = add("run", "check the plan, then run a command with the patches on", run.run, None)
     run.add_arguments(sub)
-    sub = add("demo", "train a tiny reward model, flag off and on", demo.facts, demo.view)
+    sub = add("demo", "what is wrong and what changes, on tiny models", demo.facts, demo.view)
     demo.add_arguments(sub)
     sub = add("show", "the layout of a batch, upstream's beside ours", show.facts, show.view)
     show.add_arguments(sub)

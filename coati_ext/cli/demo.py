@@ -1,42 +1,41 @@
 """``coati-ext demo``: the same training script, run with the flag off and on.
 
-It trains a tiny reward model with the installed coati, or with a stand-in if none is installed. It
-then scores held-out pairs right-padded, as in unpatched training, and left-padded, as generation
-needs them.
+It trains a tiny reward model and a tiny policy with the installed coati, or with a stand-in if none
+is installed. ``coati_ext.demo`` says what is measured.
 """
 
 from __future__ import annotations
 
-import tempfile
+import shutil
 from argparse import ArgumentParser, Namespace
-from typing import Any, Dict, List, Tuple
+from pathlib import Path
+from typing import Any, Dict, Tuple
 
-from coati_ext.cli.child import run_module
+from coati_ext.cli.child import Run, side_by_side
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import CoatiNotFoundError, ConfigError
+from coati_ext.cli.some_coati import some_coati
+from coati_ext.errors import ConfigError
 from coati_ext.launch.installation import version_of
 from coati_ext.patching.patch import GENERATIONS
-from coati_ext.patching.source import find_coati
 
 Facts = Dict[str, Any]
+_FLAGS = {"off": "0", "on": "1"}
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "--generation",
-        choices=GENERATIONS,
-        help="use the stand-in of this generation, even if a coati is installed",
-    )
-    parser.add_argument("--family", default="gpt2", help="the backbone (default: gpt2)")
-    parser.add_argument("--pairs", type=int, default=600, help="training pairs (default: 600)")
-    parser.add_argument("--held-out", type=int, default=200, help="held-out pairs (default: 200)")
-    parser.add_argument("--epochs", type=int, default=1, help="passes over them (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights and data (default: 0)")
+    add = parser.add_argument
+    add("--generation", choices=GENERATIONS, help="a stand-in, even if a coati is installed")
+    add("--family", default="gpt2", help="the models (default: gpt2)")
+    add("--pairs", type=int, default=2000, help="for the reward model (default: 2000)")
+    add("--episodes", type=int, default=10, help="of PPO (default: 10)")
+    add("--seeds", type=int, default=3, help="PPO runs (default: 3)")
+    add("--seed", type=int, default=0, help="the first of them (default: 0)")
+    add("--out", type=Path, default=Path("coati-ext-demo"), metavar="FOLDER", help="for pictures")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
-    """Train twice, flag off and on.
+    """Train twice, flag off and on, at the same time.
 
     Raises:
         ConfigError: torch or transformers is missing.
@@ -45,75 +44,69 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     for package in ("torch", "transformers"):
         if version_of(package) is None:
             raise ConfigError(f"the demo needs {package}: pip install 'coati-ext[demo]'")
-    coati, generation, path = _coati(options)
-    arguments = [options.family, options.pairs, options.held_out, options.epochs, options.seed]
-    results: List[Facts] = []
-    for flag in ("0", "1"):
-        with tempfile.TemporaryDirectory() as folder:  # upstream's trainers write logs
-            run = run_module(
-                "coati_ext.cli.demo_script",
-                *map(str, arguments),
-                flag=flag,
-                coati=path,
-                folder=folder,
-            )
-        results.append({"flag": flag, **run})
+    coati = some_coati(options.generation)
+    names = ("family", "pairs", "episodes", "seeds", "seed")
+    arguments = tuple(str(getattr(options, name)) for name in names)
+    found = side_by_side(
+        "coati_ext.cli.demo_script",
+        [Run(f"patches {state:3}", flag, arguments) for state, flag in _FLAGS.items()],
+        coati=coati.folder,
+        apart=True,  # upstream's trainers write logs
+    )
+    from coati_ext.demo.summary import summary, verdicts
+
+    runs = dict(zip(_FLAGS, found))
+    figures = {state: summary(run) for state, run in runs.items()}
+    pictures = []
+    if version_of("matplotlib") is not None:
+        from coati_ext.demo.draw import draw
+
+        pictures = [str(file) for file in draw(runs, figures, options.out)]
     return 0, {
-        "coati": coati,
-        "generation": generation,
-        "family": options.family,
-        "pairs": options.pairs,
-        "held_out": options.held_out,
-        "runs": results,
+        "coati": coati.words,
+        "generation": coati.generation,
+        **{name: getattr(options, name) for name in names},
+        "figures": figures,
+        "verdicts": verdicts(figures["off"], figures["on"]),
+        "runs": runs,
+        "pictures": pictures,
     }
-
-
-def _coati(options: Namespace) -> Tuple[str, str, str]:
-    """A description of the coati used, its generation, and the folder that it is in."""
-    from coati_ext.testing import standin
-
-    if not options.generation:
-        try:
-            coati = find_coati()
-            return f"The coati at {coati.root}", coati.generation, str(coati.root.parent)
-        except CoatiNotFoundError:
-            options.generation = "G4"
-    words = "No coati of yours, but coati-ext's own stand-in for one, which has upstream's defects"
-    return words, options.generation, str(standin(options.generation))
 
 
 def view(found: Facts) -> None:
     """Print :func:`facts`."""
     write(
-        f"{found['coati']}, generation {found['generation']}: {found['family']} trained by coati's "
-        f"RewardModelTrainer on {found['pairs']} pairs, {found['held_out']} held out.",
+        f"{found['coati']}, generation {found['generation']}: tiny {found['family']} models, a "
+        f"reward model trained on {found['pairs']} pairs, PPO of {found['episodes']} episodes.",
         "",
     )
+    off, on = (found["figures"][state] for state in _FLAGS)
+    words = "; ".join([*["{:.1f}"] * found["seeds"]])
     rows = [
-        [
-            "COATI_EXT=" + run["flag"],
-            f"{run['accuracy_right_padded']:.3f}",
-            f"{run['accuracy_left_padded']:.3f}",
-            f"{run['padding_shift']:.2g}",
-            f"{run['reward_spread']:.2g}",
-            f"{run['end_tokens_kept']:.0%}",
-            f"{run['seconds']:.0f}",
-        ]
-        for run in found["runs"]
+        ("a reward moves with its padding by up to (sd of rewards)", "moved", "{:.2g}"),
+        ("a reward in PPO and as trained differ by up to (sd)", "differs", "{:.2g}"),
+        ("pairs right, in rows of reward-model training", "accuracy", "{:.3f}"),
+        ("pairs right, as PPO scores them", "in_ppo", "{:.3f}"),
+        ("pairs that change order in between", "swapped", "{:.1%}"),
+        ("a value moves before any update by up to", "value_moved", "{:.2g}"),
+        ("values that move by more than the clip", "clipped", "{:.0%}"),
+        ("words of an answer, before PPO", "start", "{:.1f}"),
+        ("words after PPO was told to be brief (mean)", "end", "{:.1f}"),
     ]
-    heads = [
-        "",
-        "pair accuracy, right-padded",
-        "left-padded",
-        "reward moved by padding",
-        "(sd of rewards)",
-        "rows ending in EOS",
-        "seconds",
-    ]
-    write(table(heads, rows))
-    off, on = found["runs"]
+    cells = [[told, form.format(off[key]), form.format(on[key])] for told, key, form in rows]
+    cells.append(["  each seed", *(words.format(*it["ends"]) for it in (off, on))])
+    write(table(["", "COATI_EXT=0", "COATI_EXT=1"], cells), "", *found["verdicts"], "")
+    seconds = [run["cpu_seconds"] for run in found["runs"].values()]
+    write(f"measured here, in {seconds[0]:.0f} and {seconds[1]:.0f} seconds of a CPU core.")
+    if found["pictures"]:
+        write(f"pictures: {', '.join(found['pictures'])}")
+    else:
+        write("pictures: none without matplotlib (pip install 'coati-ext[demo]')")
+    start = "torchrun" if shutil.which("torchrun") else "python"
     write(
         "",
-        f"Padding one and the same row in another way moves its score by up to "
-        f"{off['padding_shift']:.2g} with the flag off and {on['padding_shift']:.2g} with it on.",
+        "next:",
+        "  coati-ext doctor --live              the bugs of the coati here, and whether it fits",
+        "  coati-ext show                       which token a reward and a value are read at",
+        f"  {f'COATI_EXT=1 {start} YOUR_SCRIPT.py':35}  your training, with the patches on",
     )

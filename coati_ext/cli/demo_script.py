@@ -7,52 +7,33 @@ import sys
 import time
 
 import coati_ext._startup  # noqa: F401  what coati_ext.pth does, for checkouts that lack it
+from coati_ext.cli.child import tell
 
 
-def main(family: str, pairs: int, held_out: int, epochs: int, seed: int) -> None:
-    """Train, evaluate, and print the numbers as JSON."""
+def main(family: str, pairs: int, episodes: int, seeds: int, seed: int) -> None:
+    """Train a reward model, then a policy with each seed, and print what came out as JSON."""
     import torch
 
-    from coati_ext.testing import (
-        chosen_rows,
-        cpu_only,
-        layouts,
-        pair_accuracy,
-        preference_pairs,
-        tiny_reward_model,
-        tiny_tokenizer,
-        train_reward_model,
-    )
+    from coati_ext.demo import policy, reward
+    from coati_ext.demo.task import ANSWER
 
-    tokenizer = tiny_tokenizer(pad="eos")  # as coati's own scripts set it
-    data = preference_pairs(pairs + held_out, seed=seed)
-    train, test = data[:pairs], data[pairs:]
-    model = tiny_reward_model(family, seed=seed, vocab_size=len(tokenizer), hidden_size=64)
-    with cpu_only():
-        start = time.perf_counter()
-        train_reward_model(model, train, tokenizer=tokenizer, epochs=epochs, seed=seed)
-        seconds = time.perf_counter() - start
-        cut = chosen_rows(test, tokenizer=tokenizer, max_length=128)
+    torch.set_num_threads(1)
+    total, step = 1 + seeds * (1 + episodes), 1
+    tell(0, total, "a reward model")
+    scored = reward.measure(family, seed, pairs)
+    curves = []
+    for number in range(seeds):
+        tell(step, total, f"fine-tuning, seed {seed + number}")
 
-    rows = [tokenizer(pair["prompt"] + pair["chosen"])["input_ids"][-100:] for pair in test[:32]]
-    with torch.no_grad():
-        singles = [torch.tensor([row]) for row in rows]
-        alone = torch.cat([model(ids, torch.ones_like(ids)) for ids in singles])
-        padded = [model(ids, mask) for _, ids, mask in layouts(rows, pad_token_id=2, width=256)]
-    print(
-        json.dumps(
-            {
-                "accuracy_right_padded": pair_accuracy(model, test, tokenizer=tokenizer),
-                "accuracy_left_padded": pair_accuracy(
-                    model, test, tokenizer=tokenizer, side="left"
-                ),
-                "padding_shift": max(float((item - alone).abs().max()) for item in padded),
-                "reward_spread": float(alone.std()),
-                "end_tokens_kept": sum(int(ids[mask][-1]) == 2 for ids, mask in cut) / len(cut),
-                "seconds": seconds,
-            }
-        )
-    )
+        def done(number: int = number) -> None:
+            nonlocal step
+            step += 1
+            tell(step, total, f"PPO, seed {seed + number}")
+
+        curves.append(policy.learn(family, seed + number, episodes, done))
+    seconds = time.process_time()
+    found = {"reward": scored, "policy": curves, "cpu_seconds": seconds}
+    print(json.dumps({**found, "answers": policy.ROLLOUTS * policy.ROWS, "longest": ANSWER}))
 
 
 if __name__ == "__main__":

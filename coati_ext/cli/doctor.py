@@ -15,7 +15,7 @@ from typing import Any, Dict, List, Tuple
 
 import coati_ext
 from coati_ext import __version__
-from coati_ext.cli.child import run_module
+from coati_ext.cli.child import Run, side_by_side
 from coati_ext.cli.read import flag_text, plan_facts, plan_view
 from coati_ext.cli.screen import table, write
 from coati_ext.errors import ConfigError
@@ -178,8 +178,11 @@ def _measured(live: List[Facts]) -> str:
 def _measure() -> Tuple[List[Facts], List[str]]:
     """Each defect with the patches off and on, in two fresh processes; what plugins note there."""
     given = os.environ.get("COATI_EXT", "")
-    off = run_module("coati_ext.cli.measure", "off", flag="0")
-    on = run_module("coati_ext.cli.measure", "on", flag="" if says_off(given) else given)
+    runs = [
+        Run("patches off", "0", ("off",)),
+        Run("patches on ", "" if says_off(given) else given, ("on",)),
+    ]
+    off, on = side_by_side("coati_ext.cli.measure", runs)
     before = {item["name"]: item for item in off["defects"]}
     both = [
         {

@@ -1,8 +1,8 @@
 """The process in which ``coati-ext doctor --live`` measures defects, patches off or on.
 
 ``python -m coati_ext.cli.measure off|on`` prints them as JSON, and what plugins note of a tiny
-reward model of each family. Off and on run in separate processes, so that the first cannot affect
-the second.
+reward model of each family. Off and on run in separate processes, so that neither can affect the
+other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Any, Dict, List
 
 from coati_ext.active import announce
+from coati_ext.cli.child import tell
 from coati_ext.patching.defect import Defect
 from coati_ext.plan import make_plan
 from coati_ext.switch import enable
@@ -66,7 +67,10 @@ def main(flag: str) -> int:
         enable()
         defects = [item for item in defects if plan.settings.enabled[item.patch].value]
     with cpu_only():
-        measured = [measure(defect) for defect in defects]
+        measured = []
+        for number, defect in enumerate(defects):
+            tell(number, len(defects), defect.name)
+            measured.append(measure(defect))
         found = json.dumps({"defects": measured, "notes": notes() if flag == "on" else []})
     print(f"\n{found}")  # a line of its own, whatever a plugin has printed
     return 0

@@ -133,14 +133,16 @@ def test_doctor_live_shows_each_defect_off_and_on(
     """What the numbers are is told by test_defects.py."""
     from coati_ext.cli import doctor
 
-    def run_module(module, state, *, flag):
-        value, found = (0.5, "wrong") if state == "off" else (after, verdict)
+    def side_by_side(module, runs):
+        assert [(run.flag, run.arguments) for run in runs] == [("0", ("off",)), ("", ("on",))]
         facts = {"name": "first", "patch": "rollout", "summary": "a number"}
         ideal = {"right": 0.0, "tolerance": 0.1}
-        defects = [{**facts, **ideal, "value": value, "verdict": found}]
-        return {"defects": defects, "notes": ["it is so"] if state == "on" else []}
+        return [
+            {"defects": [{**facts, **ideal, "value": value, "verdict": found}], "notes": notes}
+            for value, found, notes in ((0.5, "wrong", []), (after, verdict, ["it is so"]))
+        ]
 
-    monkeypatch.setattr(doctor, "run_module", run_module)
+    monkeypatch.setattr(doctor, "side_by_side", side_by_side)
     status, text, error = cli("doctor", "--live", "--json")
     assert (status, error) == (ended, "")
     (found,) = json.loads(text)["live"]
@@ -161,33 +163,6 @@ def test_doctor_live_notes_the_level_of_each_family(on):
     assert len({note.split()[2] for note in told}) >= len(families())
     assert "token_saving computes GPT2Model by prefix" in told
     assert "token_saving computes BloomModel by groups: it takes no position ids" in told
-
-
-@pytest.mark.slow
-@pytest.mark.once(why="each step and loss is compared on every stack; this adds them up")
-@pytest.mark.enough("G2", "G4", why="G1 and G3 are trained by the loops of G2 and G4")
-def test_demo_trains_with_the_flag_off_and_on(cli, warm_children, upstream):
-    sizes = ["--pairs", "16", "--held-out", "12", "--family", "llama"]
-    status, text, _ = cli("demo", *sizes, "--json")
-    assert status == 0
-    facts = json.loads(text)
-    assert facts["generation"] == upstream.generation
-    off, on = facts["runs"]
-    assert off["padding_shift"] > 0.01
-    assert on["padding_shift"] <= 1e-5
-    assert on["accuracy_right_padded"] == on["accuracy_left_padded"]
-    assert on["end_tokens_kept"] == 1
-
-
-@pytest.mark.slow
-def test_demo_without_coati_uses_a_stand_in_and_says_so(bare_python):
-    view = bare_python.cli("demo", "--pairs", "16", "--held-out", "8").stdout
-    assert "No coati of yours, but coati-ext's own stand-in for one" in view
-    assert "moves its score by up to" in view
-    done = bare_python.cli("demo", "--family", "gtp2", check=False)
-    assert done.returncode == 1
-    assert done.stderr.startswith("coati-ext: coati_ext.cli.demo_script failed with COATI_EXT=0")
-    assert "unknown model family 'gtp2'" in done.stderr
 
 
 def test_plan_shows_order_choice_and_digest(cli, upstream):
