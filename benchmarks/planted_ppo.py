@@ -30,10 +30,17 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # coati_ext of this checkout, installed or not
 
 import coati_ext._startup  # noqa: E402, F401  what coati_ext.pth does, for checkouts that lack it
-from coati_ext.testing.preferences import BAD, GOOD, PLAIN, TURN  # noqa: E402
+from coati_ext.demo.policy import (  # noqa: E402
+    fine_tune,
+    language_model,
+    options_of_generation,
+    prompt_batch,
+    sampled,
+)
+from coati_ext.demo.task import ANSWER, PROMPT, answer, prompt  # noqa: E402
+from coati_ext.testing.preferences import BAD, GOOD  # noqa: E402
 
 SEEDS = (0, 1, 2)
-PROMPT, ANSWER = 12, 24  # longest, in tokens
 BEST = 8  # words of the best answer
 PAIRS, WRONG = 4000, 0.1  # preference pairs, and the share of them that is the wrong way round
 EPISODES, ROLLOUTS, ROWS = 30, 2, 32  # rollouts an episode, answers a rollout
@@ -50,22 +57,6 @@ def true_score(words: Sequence[str]) -> float:
     good = sum(word in GOOD for word in words)
     bad = sum(word in BAD for word in words)
     return (good - bad) / max(len(words), 1) - abs(len(words) - BEST) / 16
-
-
-def prompt(draw: random.Random) -> str:
-    """Between 2 and 11 plain words and the mark of a turn."""
-    return " ".join([*(draw.choice(PLAIN) for _ in range(draw.randint(2, PROMPT - 1))), TURN])
-
-
-def answer(draw: random.Random, special: float, good: float) -> List[str]:
-    """Between 1 and 23 words, `special` of them good or bad and `good` of these good."""
-
-    def word() -> str:
-        if draw.random() >= special:
-            return draw.choice(PLAIN)
-        return draw.choice(GOOD if draw.random() < good else BAD)
-
-    return [word() for _ in range(draw.randint(1, ANSWER - 1))]
 
 
 def preference_pair(draw: random.Random) -> Dict[str, str]:
@@ -157,77 +148,9 @@ def train(seed: int, episodes: int = EPISODES, pairs: int = PAIRS) -> Curve:
     return curve
 
 
-def fine_tune(model: Any, tokenizer: Any, draw: random.Random) -> None:
-    """Teach a language model to answer in 1 to 23 words, a fifth of them good and a fifth bad."""
-    import torch
-
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    for _ in range(100):
-        texts = [
-            f"{prompt(draw)} {' '.join(answer(draw, 0.4, 0.5))} {tokenizer.eos_token}"
-            for _ in range(32)
-        ]
-        rows = tokenizer(texts, padding=True, return_tensors="pt")
-        labels = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, -100)
-        logits = model(**rows)["logits"]
-        loss = torch.nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-
-def has_strategies() -> bool:
-    """Whether this coati is of G1 or G2, where `coati.models.base` is a package."""
-    import coati.models.base
-
-    return hasattr(coati.models.base, "__path__")
-
-
-def options_of_generation() -> Dict[str, Any]:
-    """What upstream's trainer needs in order to run, unpatched, on the transformers installed."""
-    import transformers
-
-    options: Dict[str, Any] = {}
-    if not has_strategies():
-        options["save_interval"] = 10**9  # 0, the default, divides by zero
-    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 42):
-        options.update(prepare_inputs_fn=whole_rows, update_model_kwargs_fn=longer_mask)
-    return options
-
-
-def whole_rows(input_ids: Any, attention_mask: Any, **_: Any) -> Dict[str, Any]:
-    """A model's inputs while sampling: Hugging Face's, but for the cache.
-
-    Upstream cannot hand on the caches of transformers 4.42 and later.
-    """
-    places = positions(attention_mask)
-    return {"input_ids": input_ids, "attention_mask": attention_mask, "position_ids": places}
-
-
-def longer_mask(outputs: Any, model_kwargs: Dict[str, Any]) -> Dict[str, Any]:
-    """The arguments of the next :func:`whole_rows`, in which one token more is real."""
-    mask = model_kwargs["attention_mask"]
-    grown = mask.new_ones(mask.size(0), mask.size(1) + 1)
-    grown[:, :-1] = mask
-    return {**model_kwargs, "attention_mask": grown}
-
-
 def positions(mask: Any) -> Any:
     """The place of each token in its own row, (B, S)."""
     return (mask.long().cumsum(dim=1) - 1).clamp(min=0)
-
-
-def prompt_batch(tokenizer: Any, texts: Sequence[str]) -> Dict[str, Any]:
-    """What upstream's prompt data give to its trainer: ids and mask, (B, S) each."""
-    batch = tokenizer(texts, padding="max_length", max_length=PROMPT, return_tensors="pt")
-    return dict(batch) if has_strategies() else {**batch, "gt_answer": [None] * len(texts)}
-
-
-def language_model(actor: Any) -> Any:
-    """The Hugging Face model of an actor, which G1 and G2 wrap."""
-    return getattr(actor, "model", actor)
 
 
 def evaluate(
@@ -241,26 +164,17 @@ def evaluate(
     """
     import torch
 
-    ids, mask, end = prompts["input_ids"], prompts["attention_mask"], tokenizer.eos_token_id
-    model = language_model(actor).eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        rows = model.generate(
-            ids,
-            attention_mask=mask,
-            do_sample=True,
-            top_k=0,
-            max_new_tokens=ANSWER,
-            pad_token_id=end,
-            eos_token_id=end,
-        )
-        answers = rows[:, ids.size(1) :]
+    mask, end = prompts["attention_mask"], tokenizer.eos_token_id
+    model = language_model(actor)
+    answers = sampled(model, tokenizer, prompts)
+    rows = torch.cat([prompts["input_ids"], answers], dim=1)
+    with torch.no_grad():
         ends = (answers == end).long()
         real = (ends.cumsum(dim=1) - ends == 0).long()
         whole = torch.cat([mask, real], dim=1)
         inputs = {"attention_mask": whole, "position_ids": positions(whole)}
         log, log_reference = (
-            item(rows, **inputs)["logits"][:, ids.size(1) - 1 : -1].log_softmax(dim=-1)
+            item(rows, **inputs)["logits"][:, mask.size(1) - 1 : -1].log_softmax(dim=-1)
             for item in (model, language_model(reference))
         )
         kl = ((log.exp() * (log - log_reference)).sum(dim=-1) * real).sum(dim=1)

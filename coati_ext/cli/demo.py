@@ -27,8 +27,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--generation", choices=GENERATIONS, help="a stand-in, even if a coati is installed")
     add("--family", default="gpt2", help="the models (default: gpt2)")
-    add("--pairs", type=int, default=2000, help="for the reward model (default: 2000)")
-    add("--episodes", type=int, default=10, help="of PPO (default: 10)")
+    add("--pairs", type=int, default=1500, help="for the reward model (default: 1500)")
+    add("--episodes", type=int, default=8, help="of PPO (default: 8)")
     add("--seeds", type=int, default=3, help="PPO runs (default: 3)")
     add("--seed", type=int, default=0, help="the first of them (default: 0)")
     add("--out", type=Path, default=Path("coati-ext-demo"), metavar="FOLDER", help="for pictures")
