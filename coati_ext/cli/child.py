@@ -16,7 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coati_ext.errors import ScriptError
 
@@ -93,6 +92,8 @@ def side_by_side(
     Raises:
         ScriptError: one of them failed.
     """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
     screen = Console(stderr=True)
     columns = (
         TextColumn("{task.fields[run]}"),

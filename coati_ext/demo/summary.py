@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Dict, List, Mapping, Sequence
 
 Facts = Dict[str, Any]
+_SAME = 1e-5  # what floating point alone moves a value by
 
 
 def summary(run: Mapping[str, Any]) -> Facts:
@@ -58,9 +59,7 @@ def verdicts(off: Mapping[str, Any], on: Mapping[str, Any]) -> List[str]:
         f"the patches off, {100 * on['swapped']:.0f} with them on; accuracy goes from "
         f"{off['accuracy']:.3f} to {off['in_ppo']:.3f}, and from {on['accuracy']:.3f} to "
         f"{on['in_ppo']:.3f}.",
-        f"Before any update a value moves by up to {off['value_moved']:.2g} between rollout and "
-        f"training step with the patches off ({off['clipped']:.0%} of them by more than the clip), "
-        f"{on['value_moved']:.1g} with them on.",
+        _values(off, on),
     ]
 
 
@@ -72,6 +71,16 @@ def _brevity(off: Mapping[str, Any], on: Mapping[str, Any]) -> str:
     if off["end"] > off["start"] > on["end"]:
         return f"Told to be brief, PPO learnt the opposite: {ends}."
     return f"Told to be brief, PPO went {ends}."
+
+
+def _values(off: Mapping[str, Any], on: Mapping[str, Any]) -> str:
+    if off["value_moved"] <= _SAME:
+        return "Before any update no value moves between rollout and training step, off or on."
+    return (
+        f"Before any update a value moves by up to {off['value_moved']:.2g} between rollout and "
+        f"training step with the patches off ({off['clipped']:.0%} of them by more than the clip), "
+        f"{on['value_moved']:.1g} with them on."
+    )
 
 
 def _right(scores: Sequence[Sequence[float]]) -> List[bool]:
