@@ -9,11 +9,10 @@ import json
 import os
 import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
-from coati_ext.cli.screen import table, write
+from coati_ext.cli.screen import table, telling, write
 from coati_ext.cli.some_coati import importable, some_coati
 from coati_ext.errors import ConfigError, UnknownNameError, nearest
 from coati_ext.launch.installation import version_of
@@ -56,7 +55,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
     if os.environ.get("COATI_EXT"):
         raise ConfigError("bench switches the patches itself: unset COATI_EXT")
     coati = some_coati()
-    with importable(coati), _telling() as tell:
+    with importable(coati), telling() as tell:
         words = f"{coati.words}, generation {coati.generation}"
         found = {"coati": words, **_measured(options, tell)}
     if options.out:
@@ -182,18 +181,6 @@ def view(found: Facts) -> None:
             f"{name}, longest row in {row['budget'] / 1e6:.0f} MB: {row['upstream']} upstream, "
             f"{row['longest']} {row['level']}: {most}{row['ratio']:.1f}x"
         )
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """Show on standard error what was done last."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting")
-        yield lambda text: progress.update(task, description=text)
 
 
 def _named(tell: Callable[[str], None], stage: str) -> Callable[[str], None]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -86,6 +87,18 @@ def _wrapped(text: str, width: Optional[int]) -> List[str]:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table in which states such as ``refused`` are coloured; without heads if all are empty."""
     return Table(tuple(heads), tuple(tuple(row) for row in rows))
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done, or was done last."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    screen = Console(stderr=True)
+    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
+        task = bar.add_task("starting")
+        yield lambda text: bar.update(task, description=text)
 
 
 def write(*items: object) -> None:

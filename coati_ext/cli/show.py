@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any, Dict, List, Tuple
+from typing import Any, Callable, Dict, List, Tuple
 
-from coati_ext.cli.screen import console, write
+from coati_ext.cli.screen import console, telling, write
 from coati_ext.cli.some_coati import importable, some_coati
 from coati_ext.errors import ConfigError, InputError
 from coati_ext.launch.installation import version_of
@@ -46,11 +46,11 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         raise InputError(f"--out {options.out}: expected a name in {' or '.join(PICTURES)}")
     if options.out and version_of("matplotlib") is None:
         raise ConfigError("the picture needs matplotlib: pip install 'coati-ext[demo]'")
-    _quiet()
     coati = some_coati(options.generation)
-    with importable(coati):
+    with importable(coati), telling() as tell:
+        _quiet()
         batches = [
-            {"kind": batch.kind, "states": _states(batch, options.max_length)}
+            {"kind": batch.kind, "states": _states(batch, options.max_length, tell)}
             for batch in _batches(options)
         ]
     found = {"coati": coati.words, "generation": coati.generation, "batches": batches}
@@ -92,13 +92,15 @@ def _tokenizer(folder: Path) -> Any:
         raise InputError(f"no tokenizer at {folder}: {str(error).splitlines()[0]}") from None
 
 
-def _states(batch: Any, max_length: Any) -> List[Facts]:
+def _states(batch: Any, max_length: Any, tell: Callable[[str], None]) -> List[Facts]:
     from coati_ext.show.layout import layout
     from coati_ext.switch import applied
 
     # Saving tokens would feed the models rows without pads, of which there is nothing to see.
     patches = {"token_saving": {"enabled": False}}
+    tell(f"{batch.kind}, patches off")
     before = {"title": "upstream (patches off)", **_tried(batch, max_length)}
+    tell(f"{batch.kind}, patches on")
     with applied(patches):
         return [before, {"title": "patches on", **layout(batch, max_length)}]
 

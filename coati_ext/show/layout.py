@@ -8,6 +8,8 @@ Letters: B rows, S columns, A action columns.
 
 from __future__ import annotations
 
+from importlib import import_module
+from inspect import signature
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 from unittest import mock
 
@@ -27,6 +29,7 @@ from coati_ext.testing.rollouts import (
     tiny_critic,
     training_step,
 )
+from coati_ext.testing.text import SPECIAL
 from coati_ext.testing.training import chosen_rows, has_strategies
 
 Facts = Dict[str, Any]
@@ -72,10 +75,10 @@ def _pairs(batch: Batch, max_length: Optional[int]) -> List[Facts]:
 
 
 def _rollout(batch: Batch, max_length: Optional[int]) -> List[Facts]:
-    # G1 takes prompts as the tokenizer pads them; later ones ask for the left.
     tokenizer, rows = batch.local("left")
     prompts = [row.prompt for row in rows]
-    ids, mask = pad_rows(prompts, pad_token_id=tokenizer.pad_token_id, side="left")
+    side = _side_of_prompts(batch)
+    ids, mask = pad_rows(prompts, pad_token_id=tokenizer.pad_token_id, side=side)
     cut = any(row.answer[-1:] != [tokenizer.eos_token_id] for row in rows)
     answers = max(len(row.answer) for row in rows)
     room = max_length or ids.size(1) + answers + (0 if cut else SPARE)
@@ -113,6 +116,12 @@ def _rollout(batch: Batch, max_length: Optional[int]) -> List[Facts]:
         lanes = {lane: cells for _, _, found in group for lane, cells in found.items()}
         grids.append(_grid([name for name, _, _ in group], batch, rows, call, lanes))
     return grids
+
+
+def _side_of_prompts(batch: Batch) -> str:
+    """As the tokenizer pads, in G1, whose maker does not know it; later ones ask for the left."""
+    maker = import_module("coati.experience_maker").NaiveExperienceMaker
+    return "left" if "tokenizer" in signature(maker.__init__).parameters else batch.words.side
 
 
 def _truth(rows: Sequence[Row]) -> Facts:
@@ -227,17 +236,18 @@ def _grid(
 def _places(ids: Ids, row: Ids) -> List[int]:
     """The place in the row that each cell is from; -1 for a pad.
 
-    Rows are never torn, so one token that is like no other tells where all of them are.
+    A special token, which may be like the pad, is one of the row's if it stands beside the token
+    that is beside it in the row.
     """
-    own = {token: place for place, token in enumerate(row) if token > 3}
-    start = next((column - own[token] for column, token in enumerate(ids) if token in own), None)
-    if start is None:
-        return [-1] * len(ids)
-    places = [column - start for column in range(len(ids))]
-    return [
-        place if 0 <= place < len(row) and row[place] == token else -1
-        for place, token in zip(places, ids)
-    ]
+    own = {token: place for place, token in enumerate(row) if token >= len(SPECIAL)}
+    places = [own.get(token, -1) for token in ids]
+    for step in (1, -1):
+        columns = range(len(ids))[::step]
+        for before, column in zip(columns, columns[1:]):
+            place = places[before] + step
+            if places[column] < 0 <= min(place, places[before]) and place < len(row):
+                places[column] = place if row[place] == ids[column] else -1
+    return places
 
 
 def _kind(row: Row, place: int, batch: Batch) -> str:
@@ -310,16 +320,19 @@ def _told_actions(rows: Sequence[Facts]) -> str:
 
 
 def _told_mask(grid: Facts) -> List[str]:
-    hidden = attended = missing = 0
+    hidden = attended = missing = inside = 0
     for row in grid["rows"]:
         for kind, seen in zip(row["kinds"], row["mask"]):
             hidden += kind != PAD and not seen
             attended += kind == PAD and seen
-        missing += row["tokens"] - sum(kind != PAD for kind in row["kinds"])
+        real = [column for column, kind in enumerate(row["kinds"]) if kind != PAD]
+        missing += row["tokens"] - len(real)
+        inside += max(real) - min(real) + 1 - len(real) if real else 0
     told = []
     for what, count in (
         ("real tokens hidden by the mask", hidden),
         ("pads attended", attended),
+        ("pads between real tokens", inside),
         ("tokens of the rows missing", missing),
     ):
         if count:

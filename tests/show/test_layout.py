@@ -10,6 +10,7 @@ import torch
 import coati_ext
 from coati_ext.show.batch import PAIRS, ROLLOUT, example
 from coati_ext.show.columns import shown
+from coati_ext.show.layout import _places as places_of
 from coati_ext.show.layout import layout
 from coati_ext.show.probe import traced
 from coati_ext.show.text import LETTERS
@@ -94,6 +95,29 @@ def test_the_values_of_a_left_padded_row_are_shifted_by_its_pads(upstream):
     assert read["action"] == read["new value"] == [3, 4, 5, 6, 7, 8]
     end = 8 if upstream.generation == "G4" else -1  # G3 has a pad in the place of EOS
     assert read["old value"] == [6, 7, end, -1, -1, -1]
+
+
+@pytest.mark.generations("G1")
+def test_prompts_of_g1_are_padded_as_the_tokenizer_does(upstream):
+    """GPT-2's pads on the right (D6); with the patches on, no pad is inside a row."""
+    batch = example(ROLLOUT, "eos")
+    assert layout(batch, None)["findings"][-1].endswith("pads between real tokens: 5")
+    with coati_ext.applied(PATCHES):
+        assert "between" not in " ".join(layout(batch, None)["findings"])
+
+
+@pytest.mark.once(why="no coati takes part")
+@pytest.mark.parametrize(
+    ("ids", "row", "places"),
+    [
+        ([2, 2, 9, 8, 7, 2, 2], [9, 8, 7, 2], [-1, -1, 0, 1, 2, 3, -1]),
+        ([1, 1, 9, 8], [1, 9, 8], [-1, 0, 1, 2]),  # bos pads
+        ([9, 0, 0, 8, 0, 2], [9, 8, 0, 2], [0, -1, -1, 1, 2, 3]),  # torn; a sampled pad
+        ([0, 0], [9, 2], [-1, -1]),  # nothing of the row is left
+    ],
+)
+def test_the_place_of_each_cell(ids, row, places):
+    assert places_of(ids, row) == places
 
 
 def test_actions_stand_where_upstream_takes_their_log_probs(upstream):
