@@ -118,7 +118,7 @@ def _tried(batch: Any, max_length: Any) -> Facts:
 
 def view(found: Facts) -> None:
     """Print :func:`facts`."""
-    from coati_ext.show.text import LEGEND, findings, lines
+    from coati_ext.show.text import LEGEND, lines
 
     screen = console()
     width = screen.width if screen.is_terminal else None
@@ -129,6 +129,6 @@ def view(found: Facts) -> None:
             write("", f"{what}, {state['title']}")
             for grid in state["grids"]:
                 write(*lines(grid, width))
-            write(*findings(state))
+            write(*(f"- {text}" for text in state["findings"]))
     if "picture" in found:
         write("", f"picture: {found['picture']}")

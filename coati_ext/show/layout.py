@@ -17,6 +17,17 @@ import torch
 from torch import Tensor
 
 from coati_ext.show.batch import ROLLOUT, Batch, Ids, Row
+from coati_ext.show.findings import (
+    ACTION,
+    ANSWER,
+    EOS,
+    NEW,
+    OLD,
+    PAD,
+    PROMPT,
+    REWARD,
+    findings,
+)
 from coati_ext.show.probe import Call, traced
 from coati_ext.testing.cpu import cpu_only
 from coati_ext.testing.dictation import dictating_actor
@@ -33,8 +44,9 @@ from coati_ext.testing.text import SPECIAL
 from coati_ext.testing.training import chosen_rows, has_strategies
 
 Facts = Dict[str, Any]
-PAD, PROMPT, ANSWER, EOS = "pad", "prompt", "answer", "EOS"
-REWARD, OLD, NEW, ACTION = "reward", "old value", "new value", "action"
+Marks = List[List[str]]
+Fed = Tuple[str, Call, Dict[str, Marks]]
+"""A model, what it was fed, and the lanes of marks that belong there."""
 SPARE = 4  # columns to spare where no length is asked for, so that there are pads
 
 
@@ -51,7 +63,7 @@ def layout(batch: Batch, max_length: Optional[int]) -> Facts:
     """
     with cpu_only(), torch.random.fork_rng(devices=[]):
         grids = (_rollout if batch.kind == ROLLOUT else _pairs)(batch, max_length)
-    return {"grids": grids, "findings": _findings(grids)}
+    return {"grids": grids, "findings": findings(grids)}
 
 
 def _pairs(batch: Batch, max_length: Optional[int]) -> List[Facts]:
@@ -104,17 +116,17 @@ def _rollout(batch: Batch, max_length: Optional[int]) -> List[Facts]:
         values = _trained_values(trainer, held)
         new = valued[-1]
     actions = held.action_mask.bool()
-    fed = Call(held.sequences, _given_mask(held), None)
-    marks = [
+    fed = Call(held.sequences, held.attention_mask != 0, None)
+    marks: List[Fed] = [
         ("reward model", scored[-1], {REWARD: _weights(scored[-1])}),
         ("critic in the rollout", old, {OLD: _read(old, made.values, actions)}),
         ("critic in training", new, {NEW: _read(new, values, actions)}),
         ("actor", fed, {ACTION: _action_marks(fed, actions)}),
     ]
     grids: List[Facts] = []
-    for call, group in _alike(marks):
+    for group in _alike(marks):
         lanes = {lane: cells for _, _, found in group for lane, cells in found.items()}
-        grids.append(_grid([name for name, _, _ in group], batch, rows, call, lanes))
+        grids.append(_grid([name for name, _, _ in group], batch, rows, group[0][1], lanes))
     return grids
 
 
@@ -140,14 +152,6 @@ def _trained_values(trainer: Any, held: Any) -> Tensor:
     with mock.patch.object(trainer.critic_loss_fn, "forward", watched):
         training_step(trainer, held)
     return seen[-1]
-
-
-def _given_mask(held: Any) -> Tensor:
-    mask: Tensor = held.attention_mask
-    return mask != 0
-
-
-Marks = List[List[str]]
 
 
 def _weights(call: Call) -> Marks:
@@ -192,21 +196,15 @@ def _action_marks(fed: Call, actions: Tensor) -> Marks:
     ]
 
 
-def _alike(
-    marks: Sequence[Tuple[str, Call, Dict[str, Marks]]],
-) -> List[Tuple[Call, List[Tuple[str, Call, Dict[str, Marks]]]]]:
-    """The models by what they are fed."""
-    groups: List[Tuple[Call, List[Tuple[str, Call, Dict[str, Marks]]]]] = []
-    for item in marks:
-        call = item[1]
-        for known, group in groups:
-            if torch.equal(known.input_ids, call.input_ids) and torch.equal(
-                known.attention_mask, call.attention_mask
-            ):
-                group.append(item)
-                break
+def _alike(fed: Sequence[Fed]) -> List[List[Fed]]:
+    """Models that are fed the same, together."""
+    groups: List[List[Fed]] = []
+    for item in fed:
+        known = next((group for group in groups if item[1].fed_as(group[0][1])), None)
+        if known is None:
+            groups.append([item])
         else:
-            groups.append((call, [item]))
+            known.append(item)
     return groups
 
 
@@ -257,84 +255,3 @@ def _kind(row: Row, place: int, batch: Batch) -> str:
         return PROMPT
     last = place == len(row.ids) - 1 and row.ids[place] == 2
     return EOS if last else ANSWER
-
-
-def _findings(grids: Sequence[Facts]) -> List[str]:
-    """What the layout means, in sentences."""
-    told = [_told_reward(grid) for grid in grids if REWARD in grid["rows"][0]["marks"]]
-    lanes = {lane: grid["rows"] for grid in grids for lane in grid["rows"][0]["marks"]}
-    if OLD in lanes:
-        told.append(_told_values(lanes[OLD], lanes[NEW]))
-    if ACTION in lanes:
-        told.append(_told_actions(lanes[ACTION]))
-    return told + [text for grid in grids for text in _told_mask(grid)]
-
-
-def _told_reward(grid: Facts) -> str:
-    kinds: Dict[str, int] = {}
-    for row in grid["rows"]:
-        read = [kind for kind, mark in zip(row["kinds"], row["marks"][REWARD]) if mark]
-        name = f"at {_named(read[0])}"
-        if len(read) > 1:
-            pads = read.count(PAD)
-            name = "as a mean over several columns" + (", pads among them" if pads else "")
-        kinds[name] = kinds.get(name, 0) + 1
-    parts = (f"{name} ({count} of {len(grid['rows'])} rows)" for name, count in kinds.items())
-    return f"reward read {', '.join(parts)}"
-
-
-def _named(kind: str) -> str:
-    return {PAD: "a pad", PROMPT: "a prompt token", ANSWER: "an answer token"}.get(kind, "the EOS")
-
-
-def _told_values(old: Sequence[Facts], new: Sequence[Facts]) -> str:
-    same = total = 0
-    right = {OLD: 0, NEW: 0}
-    for pair in zip(old, new):
-        found = {lane: _by_action(row, lane) for lane, row in zip((OLD, NEW), pair)}
-        prompt = pair[0]["prompt"]
-        for action, places in found[OLD].items():
-            total += 1
-            same += places == found[NEW].get(action)
-            before = [prompt - 1 + (int(action) if action.isdigit() else 0)]
-            for lane in right:
-                right[lane] += found[lane].get(action) == before
-    return (
-        f"values: {right[OLD]} of {total} old and {right[NEW]} of {total} new ones are of the "
-        f"state before the action; {same} of {total} old and new ones are of the same token"
-    )
-
-
-def _by_action(row: Facts, lane: str) -> Dict[str, List[int]]:
-    found: Dict[str, List[int]] = {}
-    for place, mark in zip(row["places"], row["marks"][lane]):
-        for action in filter(None, mark.split(",")):
-            found.setdefault(action, []).append(place)
-    return found
-
-
-def _told_actions(rows: Sequence[Facts]) -> str:
-    kinds = [kind for row in rows for kind, mark in zip(row["kinds"], row["marks"][ACTION]) if mark]
-    pads = kinds.count(PAD)
-    return f"actions trained: {len(kinds)}" + (f", of which {pads} are pads" if pads else "")
-
-
-def _told_mask(grid: Facts) -> List[str]:
-    hidden = attended = missing = inside = 0
-    for row in grid["rows"]:
-        for kind, seen in zip(row["kinds"], row["mask"]):
-            hidden += kind != PAD and not seen
-            attended += kind == PAD and seen
-        real = [column for column, kind in enumerate(row["kinds"]) if kind != PAD]
-        missing += row["tokens"] - len(real)
-        inside += max(real) - min(real) + 1 - len(real) if real else 0
-    told = []
-    for what, count in (
-        ("real tokens hidden by the mask", hidden),
-        ("pads attended", attended),
-        ("pads between real tokens", inside),
-        ("tokens of the rows missing", missing),
-    ):
-        if count:
-            told.append(f"{', '.join(grid['models'])}: {what}: {count}")
-    return told

@@ -30,6 +30,11 @@ class Call:
     weights: Optional[Tensor]
     """(B, S): how much of each cell is in the value of its row; none where each cell has one."""
 
+    def fed_as(self, other: Call) -> bool:
+        """Whether another model was fed the same."""
+        mine, theirs = ((it.input_ids, it.attention_mask) for it in (self, other))
+        return all(map(torch.equal, mine, theirs))
+
     def cells(self, values: Tensor) -> Tensor:
         """The columns that values were read at, of the same shape; -1 for none.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Iterator, List, Mapping, Optional, Sequence
+from typing import Any, Iterator, Mapping, Optional
 
 from rich.text import Text
 
@@ -56,9 +56,3 @@ def _cell(row: Mapping[str, Any], lane: str, column: Optional[int], width: int) 
         seen = row["mask"][column]
         return Text(f"{'1' if seen else '.':{width}}", "" if seen else "dim")
     return Text(f"{row['marks'][lane][column]:{width}}", "bold")
-
-
-def findings(state: Mapping[str, Any]) -> List[str]:
-    """What a layout means, a line each."""
-    told: Sequence[str] = state["findings"]
-    return [f"- {text}" for text in told]
