@@ -21,7 +21,12 @@ _GROUPS = 4
 
 
 def packed_states(
-    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
+    backbone: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+    share: bool,
+    dense: bool = True,
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over the real tokens; those of pads are arbitrary.
 
@@ -31,12 +36,14 @@ def packed_states(
         mask: (B, S) bool, true for real tokens.
         position_ids: (B, S) int64.
         share: whether what rows share at their head is computed once.
+        dense: whether rows without pads go through the backbone as they are, which does not show
+            how it attends.
 
     Raises:
         NotPackable: the backbone attends in a way that is not known here.
     """
     tree = prefix_tree(array_of(input_ids), array_of(mask), share)
-    if len(tree.source) == input_ids.numel():
+    if dense and len(tree.source) == input_ids.numel():
         return _unmasked(backbone, input_ids, position_ids)
     source, target = (
         torch.from_numpy(item).to(input_ids.device) for item in (tree.source, tree.target)
