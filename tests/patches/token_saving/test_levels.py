@@ -228,9 +228,9 @@ def test_the_allocator_is_warmed_up_once_and_no_number_moves(level, set_to):
     assert after == before
     largest = max(float(item.abs().max()) for item in wanted)
     for one, other in zip(found, expected):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+        torch.testing.assert_close(one, other, atol=5e-6, rtol=0)
     for one, other in zip(got, wanted):
-        assert float((one - other).abs().max()) <= 1e-6 * largest
+        assert float((one - other).abs().max()) <= 5e-6 * largest
 
 
 def test_a_row_of_more_tokens_than_positions_is_refused(set_to):
