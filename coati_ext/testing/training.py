@@ -35,6 +35,7 @@ def train_reward_model(
     shuffle: bool = True,
     optimizer: Callable[..., Optimizer] = torch.optim.Adam,
     booster: Any = None,
+    accumulation_steps: int = 1,
 ) -> torch.nn.Module:
     """Train `model` in place with the `RewardModelTrainer` and the dataset of coati.
 
@@ -51,6 +52,7 @@ def train_reward_model(
         optimizer: the class of the optimizer.
         booster: a `Booster`, or in G1 and G2 a `Strategy`; on the CPU call within `cpu_only()`. By
             default everything runs in this process, on the CPU.
+        accumulation_steps: batches whose gradients are summed for a step, in G3 and G4.
 
     Returns:
         The model as the booster wrapped it, in eval mode; by default that is `model`.
@@ -83,6 +85,7 @@ def train_reward_model(
         "loss_fn": models.LogSigLoss(),
         "max_epochs": epochs,
         "coordinator": LocalCoordinator(),
+        "accumulation_steps": accumulation_steps,
         "train_dataloader": loader,
         "valid_dataloader": None,
         "eval_dataloader": None,

@@ -113,8 +113,8 @@ def plugin_options(gemini: Any, precision: str) -> Dict[str, Any]:
         "placement_policy": "cpu" if old else "static",
         "enable_async_reduce": False,
         "initial_scale": 2**8,
-        "min_chunk_size_m": 0.01,
-        "search_range_m": 1,
+        "min_chunk_size_m": 0.004,
+        "search_range_m": 0.001,
         "hidden_dim": 32,
     }
     return known(gemini.__init__, offered)
