@@ -72,7 +72,7 @@ def cases(wrappings: List[Tuple[str, str]]) -> List[Case]:
         for family, lora in (("gpt2", ""), ("llama", ""), ("llama", "coati"), ("llama", "peft"))
         for kind in KINDS
         # Coati's LoRA layers keep a transposed parameter for the backward pass, whose chunk Gemini
-        # has then released: with colossalai 0.5.0 an error or a crash. The peft of old stacks writes
+        # has then released: with colossalai 0.5.0 an error or a crash. Old peft (0.7) writes
         # into the result of a layer, which Gemini's hooks forbid.
         if not (strategy == "gemini" and lora and (lora == "coati" or torch.__version__ < "2.1"))
         # Coati's LoRA layers are not those that ColossalAI can cut, and its policy for GPT-2 gives

@@ -40,9 +40,17 @@ from helpers.processes import on_two_ranks
 from helpers.scenes import scripted
 from helpers.strategies import (
     DTYPES,
+    LACKING,
+    RECENT,
+    ROWS,
     WRAPPINGS,
+    Case,
     backbone_of,
+    bare_model,
+    boost,
+    frame_of,
     largest,
+    outputs_of,
     runnable,
     sgd_of,
     strategy_of,
@@ -209,7 +217,8 @@ def in_one_process(precision: str, batches: int) -> Dict[str, Dict[str, Tensor]]
     """The mean of what the rows of each rank lead to, with no token saved."""
     setting = Setting(local_booster(), torch.optim.SGD, DTYPES[precision], batches)
     found = {}
-    with cpu_only(), coati_ext.applied({"token_saving": {"level": "off"}}):
+    off = {"token_saving": {"level": "off"}}
+    with cpu_only(), cpu_plugins(), coati_ext.applied(off):
         for kind, train in TRAINED.items():
             one, other = (train(rank, setting) for rank in range(2))
             found[kind] = {key: (one[key] + other[key]) / 2 for key in one}
@@ -249,6 +258,25 @@ def test_ranks_of_unequal_work_train_what_one_process_does(upstream, tmp_path):
     levels = compare(wrappings, True, tmp_path)
     assert set(levels) == {"token_saving computes LlamaModel by prefix"}
     tell_what_is_lacking()
+
+
+def cut_in_two(rank: int) -> List[str]:
+    case = Case("tensor", "fp32", "llama", "reward model")
+    with cpu_only(), cpu_plugins(), coati_ext.applied(), watched() as seen:
+        boosted = boost(case, bare_model(*case[2:], torch.device("cpu")))
+        outputs_of(case.kind, boosted.model, frame_of(ROWS, torch.device("cpu")))
+    return seen["levels"]
+
+
+@pytest.mark.enough("G4", why="models are cut by ColossalAI, whatever their coati")
+@pytest.mark.generations("G3", "G4")
+@pytest.mark.skipif(LACKING or not RECENT, reason="needs colossalai 0.3.7 with torch 2.1")
+def test_tensor_parallelism_is_told_to_be_computed_by_groups(upstream, tmp_path):
+    for levels in on_two_ranks(cut_in_two, tmp_path):
+        assert levels == [
+            "token_saving computes LlamaModel by groups: its forward was replaced, as by tensor "
+            "parallelism"
+        ]
 
 
 @pytest.mark.enough("G2", "G4", why="each generation's steps are compared on one rank elsewhere")
