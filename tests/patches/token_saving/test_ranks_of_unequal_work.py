@@ -190,11 +190,11 @@ def watched() -> Iterator[Dict[str, Any]]:
 
 
 def on_this_rank(
-    rank: int, wrappings: List[Tuple[str, str, int]], known: bool, truth: str
+    rank: int, wrappings: List[Tuple[str, str, int]], known: bool, warm_up: int, truth: str
 ) -> Dict[str, Any]:
     """How far gradients are from the true ones under each plugin, and what was seen on the way."""
     expected, found = torch.load(truth), {}
-    with cpu_only(), cpu_plugins(), coati_ext.applied():
+    with cpu_only(), cpu_plugins(), coati_ext.applied({"token_saving": {"warm_up": warm_up}}):
         for name, precision, batches in wrappings:
             # Without amp, DDP trains in the precision that the model has.
             dtype = DTYPES[precision] if name == "ddp" else torch.float32
@@ -225,11 +225,13 @@ def in_one_process(precision: str, batches: int) -> Dict[str, Dict[str, Tensor]]
     return found
 
 
-def compare(wrappings: List[Tuple[str, str, int]], known: bool, folder: Any) -> List[str]:
+def compare(
+    wrappings: List[Tuple[str, str, int]], folder: Any, known: bool = True, warm_up: int = 0
+) -> List[str]:
     """The levels that all ranks computed by, after comparing what they trained."""
     truth = {batches: in_one_process("fp32", batches) for _, _, batches in wrappings}
     torch.save(truth, folder / "truth")
-    ranks = on_two_ranks(on_this_rank, folder, wrappings, known, str(folder / "truth"))
+    ranks = on_two_ranks(on_this_rank, folder, wrappings, known, warm_up, str(folder / "truth"))
     levels = []
     for name, precision, batches in wrappings:
         one, other = (rank[f"{name} {precision}"] for rank in ranks)
@@ -255,7 +257,7 @@ def test_ranks_of_unequal_work_train_what_one_process_does(upstream, tmp_path):
         (*wrapping, 1 if has_strategies() or wrapping[0] == "gemini" else 2)
         for wrapping in known_to_strategies(runnable(WRAPPINGS))
     ]
-    levels = compare(wrappings, True, tmp_path)
+    levels = compare(wrappings, tmp_path)
     assert set(levels) == {"token_saving computes LlamaModel by prefix"}
     tell_what_is_lacking()
 
@@ -282,6 +284,11 @@ def test_tensor_parallelism_is_told_to_be_computed_by_groups(upstream, tmp_path)
 @pytest.mark.enough("G2", "G4", why="each generation's steps are compared on one rank elsewhere")
 def test_ranks_that_learn_how_a_model_attends_learn_it_together(upstream, tmp_path):
     """Under Gemini a forward that one rank does not make keeps the others waiting."""
-    levels = compare([("gemini", "bf16", 1)], False, tmp_path)
+    levels = compare([("gemini", "bf16", 1)], tmp_path, known=False)
     assert len(set(levels)) == 1
     assert "by groups: 2 of its 3 layers attend" in levels[0]
+
+
+@pytest.mark.enough("G4", why="the row is added within the forward of whatever wraps a model")
+def test_ranks_warm_up_together_and_train_the_same(upstream, tmp_path):
+    compare([("ddp", "fp32", 1), ("gemini", "bf16", 1)], tmp_path, warm_up=60)
