@@ -36,6 +36,8 @@ def train_reward_model(
     optimizer: Callable[..., Optimizer] = torch.optim.Adam,
     booster: Any = None,
     accumulation_steps: int = 1,
+    held_out: Sequence[Pair] = (),
+    log_dir: Optional[str] = None,
 ) -> torch.nn.Module:
     """Train `model` in place with the `RewardModelTrainer` and the dataset of coati.
 
@@ -53,6 +55,8 @@ def train_reward_model(
         booster: a `Booster`, or in G1 and G2 a `Strategy`; on the CPU call within `cpu_only()`. By
             default everything runs in this process, on the CPU.
         accumulation_steps: batches whose gradients are summed for a step, in G3 and G4.
+        held_out: pairs to evaluate the model with after each epoch.
+        log_dir: the folder of coati's TensorBoard log, which G1 has not.
 
     Returns:
         The model as the booster wrapped it, in eval mode; by default that is `model`.
@@ -72,6 +76,10 @@ def train_reward_model(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
+    held: Optional[DataLoader[Any]] = None
+    if held_out:
+        rows, collate = prepare(held_out, tokenizer, max_length)
+        held = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
     # Generations differ in names and order of arguments; each takes the ones it knows.
     offered = {
         "model": wrapped,
@@ -88,9 +96,11 @@ def train_reward_model(
         "accumulation_steps": accumulation_steps,
         "train_dataloader": loader,
         "valid_dataloader": None,
-        "eval_dataloader": None,
+        "eval_dataloader": held,
         "train_preference_dataloader": loader,
-        "eval_preference_dataloader": None,
+        "eval_preference_dataloader": held,
+        "save_dir": log_dir,
+        "log_dir": log_dir,
     }
     with place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 from weakref import WeakKeyDictionary, WeakSet
 
-from coati_ext import hookimpl, options, tensors
+from coati_ext import announce, hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ def off(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: 
     """Hidden states (B, S, H) from one forward over every column, pads included."""
     inputs = frame_inputs(backbone, attention_mask, position_ids)
     hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
+    if not tensors.is_compiling():
+        from coati_ext.rollout.host import array_of
+
+        real, columns = int(array_of(attention_mask).sum()), attention_mask.numel()
+        announce("tokens_computed", backbone=backbone, computed=columns, real=real, columns=columns)
     return hidden
 
 
