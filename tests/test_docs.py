@@ -69,7 +69,7 @@ def test_hook_arguments_are_pinned():
 def test_the_commands_in_the_readme_exist():
     from coati_ext.cli import _parser
 
-    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|bench|migrate"
+    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|bench|plot|migrate"
     commands = set(re.findall(rf"coati-ext ({known})", README))
     usage = _parser().format_help()
     assert commands >= {"doctor", "run", "demo", "bench", "migrate"}

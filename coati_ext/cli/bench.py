@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
-from coati_ext.cli.screen import table, write
+from coati_ext.cli.screen import table, telling, write
 from coati_ext.errors import CoatiNotFoundError, ConfigError, UnknownNameError, nearest
 from coati_ext.launch.installation import version_of
 from coati_ext.patching.source import find_coati
@@ -55,7 +55,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         raise ConfigError("the picture needs matplotlib: pip install 'coati-ext[bench]'")
     if os.environ.get("COATI_EXT"):
         raise ConfigError("bench switches the patches itself: unset COATI_EXT")
-    with _some_coati() as words, _telling() as tell:
+    with _some_coati() as words, telling() as tell:
         found = {"coati": words, **_measured(options, tell)}
     if options.out:
         _written(found, options.out)
@@ -198,18 +198,6 @@ def _some_coati() -> Iterator[str]:
         yield "No coati of yours, but coati-ext's own stand-in for one, generation G4"
     finally:
         sys.path.remove(folder)
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """Show on standard error what was done last."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("starting")
-        yield lambda text: progress.update(task, description=text)
 
 
 def _named(tell: Callable[[str], None], stage: str) -> Callable[[str], None]:

@@ -1,10 +1,11 @@
-"""Print tables to a terminal or a file."""
+"""Print tables to a terminal or a file, and what is being done."""
 
 from __future__ import annotations
 
 import textwrap
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
+from typing import Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Tuple
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -35,6 +36,17 @@ _ROOM = 24  # the narrowest column that the words of a last cell are wrapped in
 def console() -> Console:
     """A console on standard output."""
     return Console(highlight=False)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done, and for how long."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting")
+        yield lambda text: progress.update(task, description=text)
 
 
 @dataclass(frozen=True)

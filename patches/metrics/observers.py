@@ -61,7 +61,7 @@ def rows_scored(input_ids: Tensor, attention_mask: Tensor, positions: Tensor, re
             token=input_ids.gather(1, at).squeeze(1),
             real=attention_mask.gather(1, at).squeeze(1),
             length=attention_mask.sum(dim=1),
-            reward=reward,
+            reward=reward.clone(),  # upstream averages it over ranks in place
             first=first,
         )
     )

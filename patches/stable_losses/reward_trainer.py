@@ -72,7 +72,7 @@ class _Heard:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         reward = self._model(*args, **kwargs)
-        self.rewards.append(reward.detach())
+        self.rewards.append(reward.detach().clone())  # upstream averages it over ranks in place
         return reward
 
     def __getattr__(self, name: str) -> Any:
