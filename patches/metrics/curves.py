@@ -67,7 +67,7 @@ def _tokens(sums: Sums) -> Curves:
     return {"padding": 1 - real / columns, "computed_per_real": computed / real}
 
 
-POOLED = ("end", "stop", "content", "pad")
+POOLED = ("end", "content", "pad", "stop")  # nobody tells a reward model which stops there are
 _KINDS: Dict[str, Callable[[Sums], Curves]] = {
     "answers": _answers,
     "calibration": lambda sums: {"calibration_error": tensors.calibration_error(sums)},

@@ -5,7 +5,9 @@ A write is one sum over all ranks and, on the rank that has the log, one read fr
 
 from __future__ import annotations
 
+import time
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Dict, Mapping, Optional
 from weakref import WeakKeyDictionary
 
@@ -30,7 +32,7 @@ class Log:
         self.sums: Sums = {}
         self.updates = 0
         """How many updates of the weights have been seen."""
-        self._writer = getattr(trainer, "writer", None) or _own_writer()
+        self._writer = getattr(trainer, "writer", None) or _own_writer(trainer)
         self.wanted = ranks.smallest(int(self._writer is None), device) == 0
         """Whether any rank has a log; all ranks agree."""
         self._every = getattr(trainer, "accumulation_steps", 1)
@@ -77,8 +79,8 @@ def add(sums: Sums, more: Mapping[str, Tensor]) -> None:
         sums[name] = sums[name] + item if name in sums else item
 
 
-def _own_writer() -> Optional[Any]:
-    """A log in ``metrics.folder``, on the first rank."""
+def _own_writer(trainer: Any) -> Optional[Any]:
+    """A log below ``metrics.folder``, on the first rank; as upstream's, for each run its own."""
     from coati_ext.rollout import ranks
 
     folder = options("metrics").folder
@@ -86,4 +88,5 @@ def _own_writer() -> Optional[Any]:
         return None
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(folder)
+    run = time.strftime("%Y-%m-%d_%H-%M-%S")
+    return SummaryWriter(str(Path(folder, type(trainer).__name__, run)))

@@ -160,14 +160,15 @@ def _pairs(trainer: Any, margin: Tensor, scored: List[_Scored]) -> Dict[str, Ten
 def _pooled(
     scored: List[_Scored], holder: Any, ended: Optional[Tensor] = None
 ) -> Dict[str, Tensor]:
-    """How many rows were pooled at an end token, a stop sequence, content and a pad: (4,).
+    """How many rows were pooled at an end token, at content, at a pad and at a stop: (3,) or (4,).
 
     Nothing where no tokenizer says which token ends a row.
 
     Args:
         scored: the rows.
         holder: what may have a tokenizer.
-        ended: (B,) bool, whether a row ends with a stop sequence or an end token.
+        ended: (B,) bool, whether a row ends with a stop sequence or an end token; if that is not
+            known, stop sequences are content.
     """
     import torch
 
@@ -180,9 +181,9 @@ def _pooled(
     if pad is not None and pad != eos:
         padded = padded | (token == pad)
     end = (token == eos) & ~padded
-    stop = torch.zeros_like(end) if ended is None else ended & ~end & ~padded
-    kinds = torch.stack([end, stop, ~(end | stop | padded), padded])
-    return {"pooled": kinds.sum(dim=1).double()}
+    stop = [] if ended is None else [ended & ~end & ~padded]
+    content = ~torch.stack([end, padded, *stop]).any(dim=0)
+    return {"pooled": torch.stack([end, content, padded, *stop]).sum(dim=1).double()}
 
 
 def _alone(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -13,6 +13,6 @@ class Options:
 
     folder: str = option(
         "",
-        "where TensorBoard files go if the trainer has no log of its own (G1 never has one, the "
-        "others without log_dir); empty writes none",
+        "where TensorBoard files go, a folder a run, if the trainer has no log (G1 never "
+        "has one, the others without log_dir); empty writes none",
     )

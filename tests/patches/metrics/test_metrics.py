@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 
 import numpy
 import pytest
@@ -21,9 +20,7 @@ from coati_ext.testing import (
     train_reward_model,
     training_step,
 )
-from coati_ext.testing.padding import pad_rows
-from helpers import ROOT
-from helpers.ppo_steps import PROMPTS, prompts, scripted, trainer_of
+from helpers.ppo_steps import prompts, scripted, trainer_of
 from helpers.processes import on_two_ranks
 
 PLUGIN = """
@@ -59,6 +56,9 @@ def tokens_computed(backbone, computed, real, columns):
 
 # Of tiny models that end with token 2; one of them is cut off.
 ANSWERS = [[20, 21, 22, 2], [23, 24, 25, 26, 27, 28, 29], [29, 2], [30, 31, 32, 33, 34, 2]]
+
+
+KINDS = ("end", "stop", "content", "pad")
 
 
 class Writer:
@@ -112,12 +112,12 @@ def ppo(tokenizer, **options):
     return trainer
 
 
-def sampled(trainer, tokenizer, **given):
+def sampled(trainer, tokenizer, width=12, **given):
     return make_experience(
         trainer.experience_maker,
-        *prompts(tokenizer, **given),
+        *prompts(tokenizer, width),
         tokenizer=tokenizer,
-        max_length=24,
+        **{"max_length": 24, **given},
     )
 
 
@@ -161,6 +161,19 @@ def test_the_curves_of_a_rollout_are_those_of_its_rows(upstream, tmp_path, monke
     assert found == pytest.approx({key: float(it) for key, it in expected.items()}, abs=1e-5)
     assert 0 < tokens["padding"] < 1
     assert tokens["computed_per_real"] > 0.5
+
+
+@pytest.mark.generations("G3", "G4")  # no stop sequences before
+def test_what_the_reward_model_has_scored_a_row_at(upstream, monkeypatch):
+    tokenizer = tiny_tokenizer(padding_side="left")
+    answers = [[20, 2], [21, 33], [22, 23], [24, 0]]  # an end, a stop, content and a sampled pad
+    with coati_ext.applied(), cpu_only():
+        scripted(monkeypatch, answers)
+        trainer = ppo(tokenizer)
+        training_step(trainer, sampled(trainer, tokenizer, stop_token_ids=[33]))
+    found = {kind: trainer.writer.last[f"rollout/pooled_{kind}"] for kind in KINDS}
+    assert found == dict.fromkeys(KINDS, 0.25)
+    assert trainer.writer.last["rollout/missing_end"] == 0.5
 
 
 def test_a_second_step_on_the_same_rows_has_moved_away(upstream):
@@ -341,27 +354,21 @@ def test_a_folder_of_its_own_where_there_is_no_log(upstream, tmp_path, monkeypat
     assert writer.steps["policy/ratio_mean"] == [1]
 
 
-def on_this_rank(rank, folder):
+def on_this_rank(rank, folder, ranks=2):
+    """The curves of a reward model and of a PPO step whose rows are dealt to this many ranks."""
     writer = Writer()
     with pytest.MonkeyPatch.context() as patch, cpu_only(), coati_ext.applied():
         import torch.utils.tensorboard
 
         patch.setattr(torch.utils.tensorboard, "SummaryWriter", lambda *_, **__: writer)
-        reward_model(folder / str(rank), rank, 2)
+        reward_model(folder / str(rank), rank, ranks)
         tokenizer = tiny_tokenizer(padding_side="left")
         trainer = ppo(tokenizer)
         trainer.writer = writer if rank == 0 else None
-        ids, mask = pad_rows(PROMPTS, pad_token_id=0, side="left", width=12)
-        made = make_experience(
-            trainer.experience_maker,
-            ids[rank::2],
-            mask[rank::2],
-            tokenizer=tokenizer,
-            max_length=24,
-            top_k=1,
-        )
-        training_step(trainer, made)
-    return writer.ours
+        ids, mask = (rows[rank::ranks] for rows in prompts(tokenizer))
+        given = {"tokenizer": tokenizer, "max_length": 24, "top_k": 1}
+        training_step(trainer, make_experience(trainer.experience_maker, ids, mask, **given))
+    return {name: it for name, it in writer.ours.items() if not name.startswith("tokens")}
 
 
 @pytest.mark.slow
@@ -370,40 +377,4 @@ def on_this_rank(rank, folder):
 def test_curves_are_over_the_rows_of_all_ranks(upstream, tmp_path):
     first, second = on_two_ranks(on_this_rank, tmp_path, tmp_path)
     assert second == {}  # only one rank has a log
-    writer = Writer()
-    with pytest.MonkeyPatch.context() as patch, cpu_only(), coati_ext.applied():
-        import torch.utils.tensorboard
-
-        patch.setattr(torch.utils.tensorboard, "SummaryWriter", lambda *_, **__: writer)
-        reward_model(tmp_path)
-        tokenizer = tiny_tokenizer(padding_side="left")
-        trainer = ppo(tokenizer)
-        trainer.writer = writer
-        made = make_experience(
-            trainer.experience_maker,
-            *prompts(tokenizer),
-            tokenizer=tokenizer,
-            max_length=24,
-            top_k=1,
-        )
-        training_step(trainer, made)
-    alone = writer.ours
-    for name in ("padding", "computed_per_real"):  # of other batches
-        first.pop(f"tokens/{name}"), alone.pop(f"tokens/{name}")
-    assert first == pytest.approx(alone, abs=1e-4)
-
-
-# --- what is told of them ------------------------------------------------------------------------
-
-
-def test_every_curve_is_explained(upstream, tmp_path, monkeypatch):
-    from coati_ext.patches.metrics.curves import _KINDS, curves_of
-
-    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for kind in _KINDS:
-        for curve in curves_of(kind, [0.0] * 30 if kind == "calibration" else _none(kind)):
-            assert re.search(rf"`[\w/]*{curve}`", page), curve
-
-
-def _none(kind):
-    return [0.0] * {"pooled": 4, "used": 3}.get(kind, 6)
+    assert first == pytest.approx(on_this_rank(0, tmp_path, ranks=1), abs=1e-4)
