@@ -15,7 +15,7 @@ Run = Dict[str, Curve]
 
 
 def runs_in(places: Sequence[Path]) -> Dict[str, Path]:
-    """The folders that hold event files, by names that tell them apart.
+    """The folders that hold event files, by the shortest parts of their paths that differ.
 
     Args:
         places: folders that hold runs at any depth, or event files.
@@ -36,7 +36,12 @@ def runs_in(places: Sequence[Path]) -> Dict[str, Path]:
         found += sorted(here)
     folders = [folder.resolve() for folder in dict.fromkeys(found)]
     common = Path(os.path.commonpath([str(folder.parent) for folder in folders]))
-    return {folder.relative_to(common).as_posix(): folder for folder in folders}
+    paths = [folder.relative_to(common).parts for folder in folders]
+    for depth in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[:depth]) for path in paths]
+        if len({*names}) == len(names):
+            break
+    return dict(zip(names, folders))
 
 
 def read(runs: Dict[str, Path], tell: Callable[[str], None]) -> Dict[str, Run]:

@@ -39,9 +39,10 @@ def silent(_):
 
 
 def test_runs_are_found_at_any_depth_and_named_apart(logs):
-    names = ["a/ppo/1", "b/ppo/1"]
-    assert list(runs_in([logs])) == names
-    assert list(runs_in([logs / "a", logs / "b"])) == names
+    assert list(runs_in([logs])) == ["a", "b"]
+    assert list(runs_in([logs / "a", logs / "b"])) == ["a", "b"]
+    write(logs / "b" / "rm" / "1", {})
+    assert list(runs_in([logs])) == ["a/ppo", "b/ppo", "b/rm"]
     assert list(runs_in([logs / "a", logs / "a"])) == ["1"]
     (file,) = (logs / "b" / "ppo" / "1").iterdir()
     assert list(runs_in([file])) == ["1"]
