@@ -55,8 +55,8 @@ def train_reward_model(
         booster: a `Booster`, or in G1 and G2 a `Strategy`; on the CPU call within `cpu_only()`. By
             default everything runs in this process, on the CPU.
         accumulation_steps: batches whose gradients are summed for a step, in G3 and G4.
-        held_out: pairs to evaluate the model with after each epoch.
-        log_dir: the folder of coati's TensorBoard log, which G1 has not.
+        held_out: pairs to evaluate with after each epoch; G3 and G4 need a `log_dir` then.
+        log_dir: an existing folder for coati's TensorBoard log and results; G1 writes none.
 
     Returns:
         The model as the booster wrapped it, in eval mode; by default that is `model`.

@@ -8,6 +8,8 @@ import pytest
 
 from coati_ext.cli import main, plot
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("tensorboard")
 pytestmark = pytest.mark.once("the interpreter makes no difference to the command")
 
 

@@ -13,6 +13,8 @@ from coati_ext.curves.events import read, runs_in
 from coati_ext.errors import InputError
 from helpers import ROOT
 
+pytest.importorskip("matplotlib")
+pytest.importorskip("tensorboard")
 pytestmark = pytest.mark.once("pure Python over TensorBoard's and matplotlib's own interfaces")
 
 

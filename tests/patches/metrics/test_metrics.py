@@ -264,6 +264,7 @@ HELD_OUT = preference_pairs(10, seed=1)
 
 def reward_model(tmp_path, rank=0, ranks=1, held_out=HELD_OUT, **given):
     tokenizer = tiny_tokenizer()
+    tmp_path.mkdir(exist_ok=True)
     model = tiny_reward_model("gpt2", vocab_size=len(tokenizer))
     return train_reward_model(
         model,
@@ -329,9 +330,8 @@ def test_pairs_the_other_way_round(upstream, tmp_path, monkeypatch):
         assert other[name] == pytest.approx(one[name], abs=1e-5)
 
 
-@pytest.mark.enough(
-    "G4", why="the flag off has no observers; what depends on the batch is upstream"
-)
+@pytest.mark.enough("G4", why="the pooling is the plugin's in each generation")
+@pytest.mark.generations("G2", "G3", "G4")
 def test_a_reward_that_depends_on_its_batch_shifts(upstream, tmp_path, monkeypatch):
     (tmp_path / "mean.py").write_text(
         "from coati_ext import hookimpl\n@hookimpl\ndef pool_reward(hidden):\n"
