@@ -117,8 +117,10 @@ def declared(*extras):
 
 @pytest.mark.once(why="the imports are the same on every stack")
 def test_what_is_imported_is_declared_or_the_users_own():
-    assert imported("coati_ext", "patches", without=["bench"]) <= declared() | USERS_OWN
+    extra = ["bench", "curves"]
+    assert imported("coati_ext", "patches", without=extra) <= declared() | USERS_OWN
     assert imported("coati_ext/bench") <= declared("demo", "bench") | USERS_OWN
+    assert imported("coati_ext/curves") <= declared("plot")
     tested = declared("demo", "bench", "test") | USERS_OWN | STACK
     assert imported("tests", "benchmarks", "examples") <= tested
 

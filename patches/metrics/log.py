@@ -5,6 +5,7 @@ A write is one sum over all ranks and, on the rank that has the log, one read fr
 
 from __future__ import annotations
 
+import logging
 import time
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 Sums = Dict[str, "Tensor"]
 _logs: WeakKeyDictionary[Any, Log] = WeakKeyDictionary()
 
@@ -35,6 +37,12 @@ class Log:
         self._writer = getattr(trainer, "writer", None) or _own_writer(trainer)
         self.wanted = ranks.smallest(int(self._writer is None), device) == 0
         """Whether any rank has a log; all ranks agree."""
+        if not self.wanted:
+            logger.info(
+                "metrics writes no curves of %s, which has no log on any rank: start it with a "
+                "log_dir, or set metrics.folder",
+                type(trainer).__name__,
+            )
         self._every = getattr(trainer, "accumulation_steps", 1)
         self._steps = 0
 

@@ -80,12 +80,12 @@ class Writer:
 @contextlib.contextmanager
 def hearing(tmp_path, **settings):
     """The patches, with what observers hear of them."""
-    (tmp_path / "heard.py").write_text(PLUGIN)
-    with coati_ext.applied({"plugins": ["./heard.py"], **settings}), cpu_only():
-        import coati_ext_plugin_heard
+    (tmp_path / "mine.py").write_text(PLUGIN)
+    with coati_ext.applied({"plugins": ["./mine.py"], **settings}), cpu_only():
+        import coati_ext_plugin_mine
 
-        coati_ext_plugin_heard.HEARD.clear()
-        yield coati_ext_plugin_heard.HEARD
+        coati_ext_plugin_mine.HEARD.clear()
+        yield coati_ext_plugin_mine.HEARD
 
 
 @contextlib.contextmanager
@@ -341,6 +341,17 @@ def test_a_reward_that_depends_on_its_batch_shifts(upstream, tmp_path, monkeypat
         reward_model(tmp_path)
     spread = writer.last["reward_model_eval/score_spread"]
     assert writer.last["reward_model_eval/batch_shift"] > 0.01 * spread
+
+
+def test_that_nothing_is_written_is_told(upstream, caplog):
+    tokenizer = tiny_tokenizer(padding_side="left")
+    for writer in (Writer(), None):
+        caplog.clear()
+        with caplog.at_level("INFO", "coati_ext"), coati_ext.applied(), cpu_only():
+            trainer = ppo(tokenizer)
+            trainer.writer = writer
+            training_step(trainer, sampled(trainer, tokenizer))
+        assert ("writes no curves of PPOTrainer" in caplog.text) == (writer is None)
 
 
 def test_a_folder_of_its_own_where_there_is_no_log(upstream, tmp_path, monkeypatch):
