@@ -84,9 +84,8 @@ def experience_made(
         if experience.values.dim() == 1:  # a whole answer is one action
             target, values, mask = target[:, :1], values[:, :1], mask[:, :1]
         sums["values"] = tensors.joint_sums(values, target, mask)
-    scored = _drained()
-    if sum(len(item.token) for item in scored) == len(rollout.score):
-        sums.update(_pooled(scored, maker, rollout.ended))
+    scored = _last(len(rollout.score))
+    sums.update(_pooled(scored, maker, rollout.score.device, rollout.ended))
     add(_experience.setdefault(maker, {}), _of("rollout", sums))
 
 
@@ -101,10 +100,11 @@ def policy_step(trainer: Any, experience: Any, log_probs: Tensor) -> None:
     ratio, mask = tensors.policy_ratio(
         log_probs, experience.action_log_probs, experience.action_mask
     )
-    # Of what is clipped; a loss of the user's may not say to what.
-    limit = getattr(trainer.actor_loss_fn, "clip_eps", float("inf"))
+    # A loss of the user's may not say to what it clips: nan is not written.
+    limit = getattr(trainer.actor_loss_fn, "clip_eps", None)
+    clipped = ratio * float("nan") if limit is None else (ratio - 1).abs() > limit
     steps = {
-        "ratios": tensors.joint_sums(ratio, (ratio - 1).abs() > limit, mask),
+        "ratios": tensors.joint_sums(ratio, clipped, mask),
         "change": _sums_of(ratio - 1 - ratio.log(), mask),
     }
     log.step({**_on(log_probs.device, sampled), **_of("policy", steps), **_used(log_probs.device)})
@@ -113,7 +113,7 @@ def policy_step(trainer: Any, experience: Any, log_probs: Tensor) -> None:
 @hookimpl
 def reward_step(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor) -> None:
     """Write the margins (B,) and rewards of a training step of a reward model."""
-    scored, log = _drained(), log_of(trainer, chosen_reward.device)
+    scored, log = _last(2 * len(chosen_reward)), log_of(trainer, chosen_reward.device)
     if log.wanted:
         sums = _pairs(trainer, chosen_reward - reject_reward, scored)
         log.step({**_of("reward_model", sums), **_used(chosen_reward.device)})
@@ -122,7 +122,9 @@ def reward_step(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor) -> N
 @hookimpl
 def reward_evaluated(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor) -> None:
     """Write margins (N,) of an evaluation, how sure they are, and what batches do to rewards."""
-    scored, log = _drained(), log_of(trainer, chosen_reward.device)
+    from coati_ext.rollout import ranks
+
+    scored, log = _last(2 * len(chosen_reward)), log_of(trainer, chosen_reward.device)
     if not log.wanted:
         return
     margin = chosen_reward - reject_reward
@@ -130,8 +132,10 @@ def reward_evaluated(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor)
         **_pairs(trainer, margin, scored),
         "calibration": tensors.calibration_sums(margin),
     }
-    if scored and scored[0].first is not None:
-        alone = _alone(trainer.model, *scored[0].first)
+    first = scored[0].first if scored else None
+    # Wrappers gather parameters in each forward, so all ranks make these or none does.
+    if ranks.smallest(int(first is not None), margin.device) and first is not None:
+        alone = _alone(trainer.model, *first)
         sums["shift"] = _sums_of(scored[0].reward[: len(alone)] - alone)
         _scored.clear()
     log.write(_of("reward_model_eval", sums))
@@ -144,29 +148,31 @@ def _returns(judgement: Judgement) -> Tensor:
 
 
 def _pairs(trainer: Any, margin: Tensor, scored: List[_Scored]) -> Dict[str, Tensor]:
-    """The sums of margins (N,) and of the rows that they are of, if those were seen."""
+    """The sums of margins (N,) and of the rows that they are of."""
     import torch
 
-    sums = {"margins": tensors.joint_sums(margin, margin > 0)}
-    if sum(len(item.token) for item in scored) == 2 * len(margin):
-        rewards, lengths = (
-            torch.cat([getattr(item, name) for item in scored]) for name in ("reward", "length")
-        )
-        sums["scores"] = tensors.joint_sums(rewards, lengths)
-        sums.update(_pooled(scored, trainer))
-    return sums
+    none = margin.new_zeros(0)
+    rewards = torch.cat([none, *(item.reward for item in scored)])
+    lengths = torch.cat([none, *(item.length for item in scored)])
+    return {
+        "margins": tensors.joint_sums(margin, margin > 0),
+        "scores": tensors.joint_sums(rewards, lengths),
+        **_pooled(scored, trainer, margin.device),
+    }
 
 
 def _pooled(
-    scored: List[_Scored], holder: Any, ended: Optional[Tensor] = None
+    scored: List[_Scored], holder: Any, device: torch.device, ended: Optional[Tensor] = None
 ) -> Dict[str, Tensor]:
     """How many rows were pooled at an end token, at content, at a pad and at a stop: (3,) or (4,).
 
-    Nothing where no tokenizer says which token ends a row.
+    Nothing where no tokenizer says which token ends a row, and zeros without rows: on all ranks
+    there have to be the same sums.
 
     Args:
         scored: the rows.
         holder: what may have a tokenizer.
+        device: of the result.
         ended: (B,) bool, whether a row ends with a stop sequence or an end token; if that is not
             known, stop sequences are content.
     """
@@ -174,8 +180,10 @@ def _pooled(
 
     tokenizer = getattr(holder, "tokenizer", None)
     eos, pad = (getattr(tokenizer, f"{name}_token_id", None) for name in ("eos", "pad"))
-    if eos is None or not scored:
+    if eos is None:
         return {}
+    if not scored:
+        return {"pooled": torch.zeros(3 + (ended is not None), dtype=torch.float64, device=device)}
     token = torch.cat([item.token for item in scored])
     padded = ~torch.cat([item.real for item in scored])
     if pad is not None and pad != eos:
@@ -201,10 +209,18 @@ def _alone(model: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
     return found
 
 
-def _drained() -> List[_Scored]:
-    found = list(_scored)
+def _last(rows: int) -> List[_Scored]:
+    """The forwards of the last rows that were scored; nothing if others are among them.
+
+    What was scored before, as by a user's own evaluation on one rank, is forgotten.
+    """
+    taken: List[_Scored] = []
+    count = 0
+    while _scored and count < rows:
+        taken.insert(0, _scored.pop())
+        count += len(taken[0].token)
     _scored.clear()
-    return found
+    return taken if count == rows else []
 
 
 def _used(device: torch.device) -> Sums:

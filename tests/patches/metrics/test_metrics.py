@@ -176,6 +176,27 @@ def test_what_the_reward_model_has_scored_a_row_at(upstream, monkeypatch):
     assert trainer.writer.last["rollout/missing_end"] == 0.5
 
 
+@pytest.mark.enough("G2", "G4", why="the maker has a tokenizer, and what is kept is the same")
+@pytest.mark.generations("G2", "G3", "G4")
+def test_what_a_user_scores_besides_is_not_counted(upstream):
+    """On one rank, say: all ranks have to add up the same sums."""
+    tokenizer = tiny_tokenizer(padding_side="left")
+    found = []
+    for besides in (False, True):
+        with coati_ext.applied(), cpu_only():
+            torch.manual_seed(0)
+            trainer = ppo(tokenizer)
+            if besides:
+                trainer.experience_maker.reward_model(*prompts(tokenizer))
+            training_step(trainer, sampled(trainer, tokenizer, top_k=1))
+            found.append(trainer.writer.ours)
+    assert "rollout/pooled_end" in found[0]
+    for tokens in ("padding", "computed_per_real"):
+        assert found[0].pop(f"tokens/{tokens}") > 0
+        assert found[1].pop(f"tokens/{tokens}") > 0
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+
+
 def test_a_second_step_on_the_same_rows_has_moved_away(upstream):
     tokenizer = tiny_tokenizer(padding_side="left")
     with coati_ext.applied(), cpu_only():
