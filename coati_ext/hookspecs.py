@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from coati_ext.report import Row
-    from coati_ext.rollout import Frame
+    from coati_ext.rollout import Frame, Judgement, Rollout
 
 hookspec = HookspecMarker("coati_ext")
 hookimpl = HookimplMarker("coati_ext")
@@ -158,8 +158,49 @@ def scale_advantages(advantages: Tensor, action_mask: Tensor) -> Optional[Tensor
 
 
 @hookspec
-def experience_made(experience: Any, maker: Any) -> None:
-    """Called with each new Experience; read it, do not change it"""
+def experience_made(
+    experience: Any, maker: Any, rollout: Rollout, judgement: Optional[Judgement]
+) -> None:
+    """Called with each new Experience and what it was made of; read it, do not change it
+
+    ``judgement`` is ``None`` for GRPO, which has no critic.
+    """
+
+
+@hookspec
+def policy_step(trainer: Any, experience: Any, log_probs: Tensor) -> None:
+    """Called after each training step of PPO or GRPO
+
+    ``log_probs`` (B, A) are those that the step has learnt from, before its update.
+    """
+
+
+@hookspec
+def reward_step(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor) -> None:
+    """Called with the rewards of B pairs, (B,) each, that a reward model is about to learn from"""
+
+
+@hookspec
+def reward_evaluated(trainer: Any, chosen_reward: Tensor, reject_reward: Tensor) -> None:
+    """Called after an evaluation of a reward model with the rewards of its N pairs, (N,) each"""
+
+
+@hookspec
+def rows_scored(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, reward: Tensor
+) -> None:
+    """Called after each forward of a reward model, with the arguments that were pooled
+
+    The rows are as ``pool_reward`` gets them, ``reward`` is (B,).
+    """
+
+
+@hookspec
+def tokens_computed(backbone: Any, computed: int, real: int, columns: int) -> None:
+    """Called after each forward of a backbone: how many tokens it computed for how many
+
+    ``real`` of the ``columns`` (B x S) are no pads.
+    """
 
 
 @hookspec

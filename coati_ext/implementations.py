@@ -18,6 +18,7 @@ from coati_ext.errors import PluginError, nearest
 
 HOOKS = sorted(name for name, item in vars(hookspecs).items() if hasattr(item, "coati_ext_spec"))
 CHOICES = [name for name in HOOKS if getattr(hookspecs, name).coati_ext_spec["firstresult"]]
+OBSERVERS = [name for name in HOOKS if name not in CHOICES and not name.startswith("register_")]
 _MARK = "coati_ext_impl"
 _MARK_IT = "decorate it with @coati_ext.hookimpl"
 

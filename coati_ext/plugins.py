@@ -22,13 +22,31 @@ from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import (
+    Any,
+    Callable,
+    Container,
+    Dict,
+    Iterable,
+    List,
+    Mapping,
+    Optional,
+    Sequence,
+    Tuple,
+)
 
 import pluggy
 
 from coati_ext import hookspecs, implementations
 from coati_ext.errors import CoatiExtError, PluginError
-from coati_ext.implementations import CHOICES, HOOKS, arguments_of, definition, hooks_of, taking_all
+from coati_ext.implementations import (
+    CHOICES,
+    HOOKS,
+    arguments_of,
+    definition,
+    hooks_of,
+    taking_all,
+)
 from coati_ext.patching.defect import Defect
 from coati_ext.patching.patch import Patch
 
@@ -129,12 +147,17 @@ class Registry:
 
         return checked
 
-    def observer(self, hook: str) -> Callable[..., None]:
-        """A function with the hook's keyword arguments that calls every implementation."""
+    def observer(self, hook: str, off: Container[str] = ()) -> Callable[..., None]:
+        """A function with the hook's keyword arguments that calls every implementation.
+
+        A built-in plugin has the name of its patch; those of patches that are ``off`` are not
+        called.
+        """
         names = arguments_of(hook)
         calls = [
             (item.told(hook), taking_all(item.function, hook))
             for item in self.implementations(hook)
+            if not (item.plugin.builtin and item.plugin.name in off)
         ]
 
         def call_all(**arguments: Any) -> None:

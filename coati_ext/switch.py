@@ -31,6 +31,7 @@ from coati_ext.errors import (
     PluginError,
     RefusedError,
 )
+from coati_ext.implementations import OBSERVERS
 from coati_ext.launch import imports, rank_check
 from coati_ext.launch.flag import kills
 from coati_ext.patching.apply import (
@@ -91,11 +92,12 @@ class _Session:
                     f"{name} is being imported right now: call coati_ext.enable() before or after"
                 )
         here = [name for name in self.steps if _executed(name)]
-        registry = self.plan.registry
+        registry, enabled = self.plan.registry, self.plan.settings.enabled
+        off = [name for name, on in enabled.items() if not on.value]
         active.put_in_force(
             self.plan.functions(),
             self.plan.settings.instances(registry.options),
-            {hook: registry.observer(hook) for hook in ("experience_made", "report_made")},
+            {hook: registry.observer(hook, off) for hook in OBSERVERS},
         )
         self._apply([step for name in here for step in self.steps[name]])
         self.captured = captured(self.ledger)

@@ -38,15 +38,19 @@ def test_hook_arguments_are_pinned():
         "align_prompts": ["input_ids", "attention_mask"],
         "compare_group": ["score", "kl", "group_size", "kl_coef"],
         "estimate_advantages": ["values", "rewards", "action_mask", "gamma", "lam"],
-        "experience_made": ["experience", "maker"],
+        "experience_made": ["experience", "maker", "rollout", "judgement"],
         "last_hidden_states": ["backbone", "input_ids", "attention_mask", "position_ids"],
         "mark_actions": ["sequences", "prompt_width", "stops"],
         "patch_applied": ["row"],
+        "policy_step": ["trainer", "experience", "log_probs"],
         "pool_reward": ["hidden", "attention_mask", "positions", "model"],
         "register_defects": ["register"],
         "register_options": ["register"],
         "register_patches": ["register"],
         "report_made": ["note"],
+        "reward_evaluated": ["trainer", "chosen_reward", "reject_reward"],
+        "reward_step": ["trainer", "chosen_reward", "reject_reward"],
+        "rows_scored": ["model", "input_ids", "attention_mask", "positions", "reward"],
         "sample_answers": [
             "maker",
             "input_ids",
@@ -58,13 +62,14 @@ def test_hook_arguments_are_pinned():
         "score_rows": ["model", "frame", "extras"],
         "shape_reward": ["score", "log_ratio", "action_mask", "kl_coef"],
         "state_values": ["model", "frame"],
+        "tokens_computed": ["backbone", "computed", "real", "columns"],
     }
 
 
 def test_the_commands_in_the_readme_exist():
     from coati_ext.cli import _parser
 
-    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|show|bench|migrate"
+    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|show|bench|plot|migrate"
     commands = set(re.findall(rf"coati-ext ({known})", README))
     usage = _parser().format_help()
     assert commands >= {"doctor", "run", "demo", "show", "bench", "migrate"}

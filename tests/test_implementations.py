@@ -223,7 +223,9 @@ def test_an_observer_gets_every_argument_that_it_names():
         "SEEN = []\n@hookimpl\ndef experience_made(*, experience=None, maker='absent'):\n"
         "    SEEN.append((experience, maker))"
     )
-    registry.observer("experience_made")(experience="made", maker="maker")
+    registry.observer("experience_made", off=["metrics"])(
+        experience="made", maker="maker", rollout=None, judgement=None
+    )
     assert sys.modules["coati_ext_plugin_mine"].SEEN == [("made", "maker")]
 
 
@@ -246,7 +248,9 @@ def test_an_observer_at_fault_is_named(body, told):
     registry, _ = load_file(f"@hookimpl\ndef experience_made(experience):\n    {body}")
     made = SimpleNamespace(reward=torch.ones(2), kl=None)
     with pytest.raises(PluginError, match=rf"plugin mine \(.*{at(1)}\) {told}"):
-        registry.observer("experience_made")(experience=made, maker=None)
+        registry.observer("experience_made", off=["metrics"])(
+            experience=made, maker=None, rollout=None, judgement=None
+        )
 
 
 OBJECT = """

@@ -118,9 +118,10 @@ def declared(*extras):
 @pytest.mark.once(why="the imports are the same on every stack")
 def test_what_is_imported_is_declared_or_the_users_own():
     drawing = ["bench", "demo", "show"]
-    assert imported("coati_ext", "patches", without=drawing) <= declared() | USERS_OWN
+    assert imported("coati_ext", "patches", without=[*drawing, "curves"]) <= declared() | USERS_OWN
     drawn = imported(*(f"coati_ext/{name}" for name in drawing))
     assert drawn <= declared("demo") | USERS_OWN
+    assert imported("coati_ext/curves") <= declared("plot")
     tested = declared("demo", "bench", "test") | USERS_OWN | STACK
     assert imported("tests", "benchmarks", "examples") <= tested
 

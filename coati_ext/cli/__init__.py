@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.cli import bench, demo, doctor, migrate, read, run, show
+from coati_ext.cli import bench, demo, doctor, migrate, plot, read, run, show
 from coati_ext.cli.folder import on_path
 from coati_ext.errors import CoatiExtError, InputError, nearest
 
@@ -144,6 +144,8 @@ def _parser() -> argparse.ArgumentParser:
     show.add_arguments(sub)
     sub = add("bench", "what saving tokens is worth, measured here", bench.facts, bench.view)
     bench.add_arguments(sub)
+    sub = add("plot", "the curves of trainings, from their logs", plot.facts, plot.view)
+    plot.add_arguments(sub)
     sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)
     migrate.add_arguments(sub)
     return parser

@@ -1,4 +1,4 @@
-"""Print tables to a terminal or a file."""
+"""Print tables to a terminal or a file, and what is being done."""
 
 from __future__ import annotations
 
@@ -36,6 +36,17 @@ _ROOM = 24  # the narrowest column that the words of a last cell are wrapped in
 def console() -> Console:
     """A console on standard output."""
     return Console(highlight=False)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """Show on standard error what is being done, and for how long."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting")
+        yield lambda text: progress.update(task, description=text)
 
 
 @dataclass(frozen=True)
@@ -87,18 +98,6 @@ def _wrapped(text: str, width: Optional[int]) -> List[str]:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
     """A table in which states such as ``refused`` are coloured; without heads if all are empty."""
     return Table(tuple(heads), tuple(tuple(row) for row in rows))
-
-
-@contextmanager
-def telling() -> Iterator[Callable[[str], None]]:
-    """Show on standard error what is being done, or was done last."""
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    screen = Console(stderr=True)
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as bar:
-        task = bar.add_task("starting")
-        yield lambda text: bar.update(task, description=text)
 
 
 def write(*items: object) -> None:

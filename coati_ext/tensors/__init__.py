@@ -34,16 +34,21 @@ if TYPE_CHECKING:
         value_loss,
         widened,
     )
+    from coati_ext.tensors.metrics import Joint, calibration_error, calibration_sums, joint_sums
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
     from coati_ext.tensors.token_log_probs import head_log_probs
 
 _HOMES = {
+    "Joint": "metrics",
     "answer_mask": "answers",
+    "calibration_error": "metrics",
+    "calibration_sums": "metrics",
     "every_token_reward": "rewards",
     "gae": "advantages",
     "group_advantage": "advantages",
     "head_log_probs": "token_log_probs",
     "is_compiling": "frame",
+    "joint_sums": "metrics",
     "kl_estimate": "answers",
     "left_frame": "frame",
     "moments": "advantages",
@@ -64,12 +69,16 @@ _HOMES = {
 }
 
 __all__ = [
+    "Joint",
     "answer_mask",
+    "calibration_error",
+    "calibration_sums",
     "every_token_reward",
     "gae",
     "group_advantage",
     "head_log_probs",
     "is_compiling",
+    "joint_sums",
     "kl_estimate",
     "left_frame",
     "moments",

@@ -35,6 +35,9 @@ def train_reward_model(
     shuffle: bool = True,
     optimizer: Callable[..., Optimizer] = torch.optim.Adam,
     booster: Any = None,
+    accumulation_steps: int = 1,
+    held_out: Sequence[Pair] = (),
+    log_dir: Optional[str] = None,
 ) -> torch.nn.Module:
     """Train `model` in place with the `RewardModelTrainer` and the dataset of coati.
 
@@ -51,6 +54,9 @@ def train_reward_model(
         optimizer: the class of the optimizer.
         booster: a `Booster`, or in G1 and G2 a `Strategy`; on the CPU call within `cpu_only()`. By
             default everything runs in this process, on the CPU.
+        accumulation_steps: batches whose gradients are summed for a step, in G3 and G4.
+        held_out: pairs to evaluate with after each epoch; G3 and G4 need a `log_dir` then.
+        log_dir: an existing folder for coati's TensorBoard log and results; G1 writes none.
 
     Returns:
         The model as the booster wrapped it, in eval mode; by default that is `model`.
@@ -70,6 +76,10 @@ def train_reward_model(
         collate_fn=collate,
         generator=torch.Generator().manual_seed(seed),
     )
+    held: Optional[DataLoader[Any]] = None
+    if held_out:
+        rows, collate = prepare(held_out, tokenizer, max_length)
+        held = DataLoader(rows, batch_size=batch_size, collate_fn=collate)
     # Generations differ in names and order of arguments; each takes the ones it knows.
     offered = {
         "model": wrapped,
@@ -83,11 +93,14 @@ def train_reward_model(
         "loss_fn": models.LogSigLoss(),
         "max_epochs": epochs,
         "coordinator": LocalCoordinator(),
+        "accumulation_steps": accumulation_steps,
         "train_dataloader": loader,
         "valid_dataloader": None,
-        "eval_dataloader": None,
+        "eval_dataloader": held,
         "train_preference_dataloader": loader,
-        "eval_preference_dataloader": None,
+        "eval_preference_dataloader": held,
+        "save_dir": log_dir,
+        "log_dir": log_dir,
     }
     with place, torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Optional
 
-from coati_ext import choice, tensors
+from coati_ext import announce, choice, tensors
 from coati_ext.rollout.models import head_dtype, last_hidden_states
 
 if TYPE_CHECKING:
@@ -48,4 +48,14 @@ def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Te
     pooled = choice("pool_reward")(hidden, mask, positions, self)
     # The value head may be fp32 on a bf16 backbone.
     values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))
-    return values.squeeze(-1)
+    reward = values.squeeze(-1)
+    if not tensors.is_compiling():
+        announce(
+            "rows_scored",
+            model=self,
+            input_ids=input_ids,
+            attention_mask=mask,
+            positions=positions,
+            reward=reward.detach(),
+        )
+    return reward

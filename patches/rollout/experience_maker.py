@@ -46,7 +46,7 @@ def make_experience_g3(
         rollout, judgement = _token_experience(
             self, _request(self, input_ids, attention_mask, generate_kwargs)
         )
-        return _announced(self, _g3_fields(rollout, judgement))
+        return _announced(self, _g3_fields(rollout, judgement), rollout, judgement)
 
 
 def make_experience_g4(
@@ -58,6 +58,8 @@ def make_experience_g4(
 ) -> Any:
     """Experience for G4, on the CPU: as in G3, or for GRPO with several answers per prompt."""
     import torch
+
+    from coati_ext.rollout import roll_out
 
     if self.use_grpo:
         input_ids, attention_mask = (
@@ -86,10 +88,13 @@ def make_experience_g4(
     )
     with torch.no_grad():
         if self.use_grpo:
-            made = _grpo_fields(self, request, extras)
+            rollout, judgement = roll_out(self, request, extras), None
+            made = _grpo_fields(self, rollout, request)
         else:
-            made = _g3_fields(*_token_experience(self, request, extras))
-        return _announced(self, {name: item.cpu() for name, item in made.items()})
+            rollout, judgement = _token_experience(self, request, extras)
+            made = _g3_fields(rollout, judgement)
+        on_cpu = {name: item.cpu() for name, item in made.items()}
+        return _announced(self, on_cpu, rollout, judgement)
 
 
 def _bandit_experience(
@@ -113,7 +118,7 @@ def _bandit_experience(
             "reward": judged.rewards.sum(dim=1),
             "advantages": judged.advantages[:, :1] if whole else judged.advantages,
         }
-        return _announced(maker, {**_common_fields(rollout), **made})
+        return _announced(maker, {**_common_fields(rollout), **made}, rollout, judged)
 
 
 def _request(
@@ -160,14 +165,9 @@ def _g3_fields(rollout: Rollout, judged: Judgement) -> Dict[str, Tensor]:
     }
 
 
-def _grpo_fields(
-    maker: Any, request: Request, extras: Callable[[Frame], Dict[str, Any]]
-) -> Dict[str, Tensor]:
+def _grpo_fields(maker: Any, rollout: Rollout, request: Request) -> Dict[str, Tensor]:
     from torch.nn.functional import pad
 
-    from coati_ext.rollout import roll_out
-
-    rollout = roll_out(maker, request, extras)
     actions = rollout.frame.action_mask.sum(dim=1).clamp(min=1)
     score = rollout.score - options("rollout").missing_eos_penalty * (~rollout.ended)
     kl = tensors.kl_estimate(rollout.log_ratio, options("rollout").kl or "k1").sum(dim=1) / actions
@@ -204,9 +204,17 @@ def _discounts(maker: Any) -> Any:
     return gamma, lam
 
 
-def _announced(maker: Any, made: Mapping[str, Tensor]) -> Any:
+def _announced(
+    maker: Any, made: Mapping[str, Tensor], rollout: Rollout, judgement: Optional[Judgement]
+) -> Any:
     from coati.experience_maker.base import Experience
 
     experience = Experience(**made)
-    announce("experience_made", experience=experience, maker=maker)
+    announce(
+        "experience_made",
+        experience=experience,
+        maker=maker,
+        rollout=rollout,
+        judgement=judgement,
+    )
     return experience

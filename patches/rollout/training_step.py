@@ -7,9 +7,10 @@ same masks and position ids. Letters: B rows, A action columns.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Callable, Dict
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List
 
-from coati_ext import choice, tensors
+from coati_ext import announce, choice, tensors
 from coati_ext.rollout.models import accepts, attributes
 from coati_ext.rollout.values import state_values
 
@@ -41,7 +42,7 @@ def train_whole_answers(original: Callable[..., Any], self: Any, experience: Any
     views: Dict[str, Any] = {"critic": _Seen(self.critic, frame, _value_answer(experience))}
     if experience.values.dim() == 2:
         views["critic_loss_fn"] = _loss_of_tokens(self.critic_loss_fn, experience, frame)
-    with attributes(self, **_actor_views(self, frame), **views):
+    with _in_the_rollouts_layout(self, experience, frame, **views):
         return original(self, experience)
 
 
@@ -57,14 +58,26 @@ def train_tokens(original: Callable[..., Any], self: Any, experience: Any) -> An
         "critic": _Seen(self.critic, frame, _value_answer(experience)),
         "critic_loss_fn": over_actions,
     }
-    with attributes(self, **_actor_views(self, frame), **views):
+    with _in_the_rollouts_layout(self, experience, frame, **views):
         return original(self, experience)
 
 
 def train_group(original: Callable[..., Any], self: Any, experience: Any) -> Any:
     """One GRPO step of G4 in the rollout's layout."""
-    with attributes(self, **_actor_views(self, _frame_of(experience))):
+    with _in_the_rollouts_layout(self, experience, _frame_of(experience)):
         return original(self, experience)
+
+
+@contextmanager
+def _in_the_rollouts_layout(
+    trainer: Any, experience: Any, frame: Frame, **views: Any
+) -> Iterator[None]:
+    """One step of upstream's with these views of its models and losses; then it is told."""
+    learnt: List[Tensor] = []
+    with attributes(trainer, **_actor_views(trainer, frame, learnt), **views):
+        yield
+    for log_probs in learnt:
+        announce("policy_step", trainer=trainer, experience=experience, log_probs=log_probs)
 
 
 def _frame_of(experience: Any) -> Frame:
@@ -74,7 +87,7 @@ def _frame_of(experience: Any) -> Frame:
     return Frame.of(experience.sequences, experience.attention_mask, actions)
 
 
-def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
+def _actor_views(trainer: Any, frame: Frame, learnt: List[Tensor]) -> Dict[str, Any]:
     loss = trainer.actor_loss_fn
 
     def answer(model: Any, frame: Frame) -> Any:
@@ -83,6 +96,7 @@ def _actor_views(trainer: Any, frame: Frame) -> Dict[str, Any]:
 
     # Always masked, even with apply_loss_mask off: the masked columns are padding.
     def weighed(log_probs: Tensor, old: Tensor, advantages: Tensor, **_: Any) -> Any:
+        learnt.append(log_probs.detach())
         scaled = choice("scale_advantages")(advantages.expand_as(old), frame.action_mask)
         return loss(log_probs, old, scaled, action_mask=frame.action_mask)
 

@@ -46,6 +46,24 @@ SITES = (
         mode="wrap",
         needs=("loss_fn", "LogSigLoss"),
     ),
+    *(
+        Site(
+            f"coati.trainer.rm:RewardModelTrainer.{name}",
+            _OURS + "reward_trainer:" + ours,
+            generations=generations,
+            mode="wrap",
+            takes=("self",),
+            optional="G1" in generations,
+        )
+        for name, ours, generations in (
+            ("fit", "tell_of_steps", ("G1",)),  # of its own before v0.3.1
+            ("eval_acc", "tell_of_evaluation", ("G1",)),
+            ("_train", "tell_of_steps", ("G1",)),
+            ("_train", "tell_of_steps", ("G2", "G3", "G4")),
+            ("_eval", "tell_of_evaluation", ("G1",)),
+            ("_eval", "tell_of_evaluation", ("G2", "G3", "G4")),
+        )
+    ),
 )
 
 _PAIR = "gives the loss the rewards of the chosen answers and then those of the rejected ones"

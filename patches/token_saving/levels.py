@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
-from coati_ext import hookimpl, options, tensors
+from coati_ext import announce, hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 _told: WeakKeyDictionary[Any, Tuple[str, str]] = WeakKeyDictionary()  # level and reason
-_learnt: WeakKeyDictionary[Any, str] = WeakKeyDictionary()  # why a backbone cannot be packed
+# Why a backbone cannot be packed, empty if it can: what its first packed forward has shown.
+_learnt: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+_warm: WeakSet[Any] = WeakSet()  # backbones that have had their longest row
 
 
 @hookimpl(specname="last_hidden_states")
@@ -25,6 +27,11 @@ def off(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: 
     """Hidden states (B, S, H) from one forward over every column, pads included."""
     inputs = frame_inputs(backbone, attention_mask, position_ids)
     hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
+    if not tensors.is_compiling():
+        from coati_ext.rollout.host import array_of
+
+        real, columns = int(array_of(attention_mask).sum()), attention_mask.numel()
+        announce("tokens_computed", backbone=backbone, computed=columns, real=real, columns=columns)
     return hidden
 
 
@@ -33,11 +40,7 @@ def groups(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from up to four forwards of rows of like length."""
-    from coati_ext.rollout.packing.forward import grouped_states
-
-    if tensors.is_compiling():
-        return off(backbone, input_ids, attention_mask, position_ids)
-    return grouped_states(backbone, input_ids, attention_mask)
+    return _computed(_groups, backbone, input_ids, attention_mask, position_ids)
 
 
 @hookimpl(specname="last_hidden_states")
@@ -45,7 +48,7 @@ def packed(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over the real tokens."""
-    return _packed(backbone, input_ids, attention_mask, position_ids, share=False)
+    return _computed(_packed, backbone, input_ids, attention_mask, position_ids)
 
 
 @hookimpl(specname="last_hidden_states")
@@ -53,41 +56,113 @@ def prefix(
     backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over real tokens, those that rows share once."""
-    return _packed(backbone, input_ids, attention_mask, position_ids, share=True)
-
-
-def _packed(
-    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
-) -> Tensor:
-    from coati_ext.rollout.packing.attending import NotPackable
-    from coati_ext.rollout.packing.forward import packed_states
-
-    if tensors.is_compiling():
-        return off(backbone, input_ids, mask, position_ids)
-    reason = _obstacle(backbone)
-    if reason:
-        raise NotPackable(reason)
-    return packed_states(backbone, input_ids, mask, position_ids, share)
+    return _computed(_prefix, backbone, input_ids, attention_mask, position_ids)
 
 
 @hookimpl(specname="last_hidden_states")
 def auto(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor) -> Tensor:
     """Hidden states (B, S, H) by the highest level that the backbone allows."""
+    return _computed(_auto, backbone, input_ids, attention_mask, position_ids)
+
+
+def _computed(
+    level: Callable[[Any, Tensor, Tensor, Tensor], Tensor],
+    backbone: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+) -> Tensor:
+    """By a level, and with one more row where the allocator is warmed up.
+
+    While torch.compile is tracing no length is known, and every column is computed.
+    """
+    from torch.nn.functional import pad
+
+    if tensors.is_compiling():
+        return off(backbone, input_ids, mask, position_ids)
+    tokens = _warm_up(backbone)
+    if not tokens:
+        return level(backbone, input_ids, mask, position_ids)
+    rows, columns = mask.shape
+    more = (max(tokens - columns, 0), 0, 0, 1)  # columns at the left, a row at the end
+    input_ids, mask = pad(input_ids, more), pad(mask, more)
+    mask[rows, -tokens:] = True
+    hidden = level(backbone, input_ids, mask, tensors.position_ids(mask))
+    return hidden[:rows, -columns:]
+
+
+def _warm_up(backbone: Any) -> int:
+    """How many tokens the additional row has; none but in the first forward that keeps a graph.
+
+    Raises:
+        ValueError: the backbone has fewer positions.
+    """
+    import torch
+
+    if backbone in _warm or not backbone.training or not torch.is_grad_enabled():
+        return 0
+    tokens: int = options("token_saving").warm_up
+    positions = getattr(backbone.config, "max_position_embeddings", None)
+    if positions and tokens > positions:
+        raise ValueError(
+            f"token_saving.warm_up is {tokens}, but {type(backbone).__name__} has {positions} "
+            f"positions: expected a row of at most {positions} tokens"
+        )
+    _warm.add(backbone)
+    return tokens
+
+
+def _groups(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
+    from coati_ext.rollout.packing.forward import grouped_states
+
+    return grouped_states(backbone, input_ids, mask)
+
+
+def _packed(
+    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool = False
+) -> Tensor:
+    """From one forward over real tokens; the first one shows whether the backbone can be packed.
+
+    That one packs even rows without pads, so that all ranks learn the same by the same forward.
+
+    Raises:
+        NotPackable: it cannot.
+    """
     from coati_ext.rollout.packing.attending import NotPackable
-    from coati_ext.rollout.packing.forward import grouped_states, packed_states
+    from coati_ext.rollout.packing.forward import packed_states
+
+    reason = _learnt.get(backbone) or _obstacle(backbone)
+    if reason:
+        raise NotPackable(reason)
+    dense = backbone in _learnt
+    try:
+        found = packed_states(backbone, input_ids, mask, position_ids, share, dense)
+    except NotPackable as error:
+        _learnt.setdefault(backbone, error.reason)
+        raise
+    _learnt[backbone] = ""
+    return found
+
+
+def _prefix(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
+    return _packed(backbone, input_ids, mask, position_ids, share=True)
+
+
+def _auto(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
+    from coati_ext.rollout.packing.attending import NotPackable
 
     level, reason = highest(backbone)
-    if level == "off":
-        return off(backbone, input_ids, attention_mask, position_ids)
-    _tell(backbone, level, reason)
     if level != "groups":
-        share = level == "prefix"
         try:
-            return packed_states(backbone, input_ids, attention_mask, position_ids, share)
+            found = _packed(backbone, input_ids, mask, position_ids, share=level == "prefix")
         except NotPackable as error:
-            _learnt[backbone] = error.reason
-            _tell(backbone, "groups", error.reason)
-    return grouped_states(backbone, input_ids, attention_mask)
+            if not _learnt[backbone]:  # it could be packed before; other ranks go on without us
+                raise
+            level, reason = "groups", error.reason
+    if level == "groups":
+        found = _groups(backbone, input_ids, mask, position_ids)
+    _tell(backbone, level, reason)
+    return found
 
 
 def _tell(backbone: Any, level: str, reason: str) -> None:
@@ -117,8 +192,6 @@ def highest(backbone: Any) -> Tuple[str, str]:
     What a rank answers depends on the model alone, not on its batch: under Gemini all ranks have to
     make as many forwards.
     """
-    if tensors.is_compiling():
-        return "off", "torch.compile is tracing, where no length is known"
     reason = _learnt.get(backbone) or _obstacle(backbone)
     if reason:
         return "groups", reason
@@ -136,7 +209,9 @@ def _obstacle(backbone: Any) -> str:
         return "its forward was replaced, as by tensor parallelism"
     if not accepts(backbone, "position_ids"):
         return "it takes no position ids"
-    window = getattr(config, "sliding_window", None)
+    window = getattr(config, "sliding_window", None) or getattr(
+        config, "attention_chunk_size", None
+    )
     if window and getattr(config, "use_sliding_window", True):
         return f"its attention sees {window} tokens"
     scaling: Dict[str, Any] = getattr(config, "rope_scaling", None) or {}

@@ -19,3 +19,10 @@ class Options:
         chooses="last_hidden_states",
         without="off",
     )
+    warm_up: int = option(
+        0,
+        "tokens of one more row, whose states nothing reads, in each model's first forward of its "
+        "training: with the longest row that can come, memory runs out at once or not at all; 0 "
+        "adds none, nor does level off",
+        minimum=0,
+    )

@@ -158,13 +158,14 @@ def too_far(
 ) -> List[str]:
     """A line for everything that is further than it may be.
 
-    In half precision that is twice as far as one process in that precision is from float32.
+    In half precision that is 2.5 times as far as one process in that precision is from float32:
+    steps amplify what they round, and another order of sums is another draw of it.
     """
     wrong = []
     for name, precision in wrappings:
         for kind in TRAINED:
             for what, got in away[f"{name} {precision} {kind}"].items():
-                allowed = 1e-5 if precision == "fp32" else 2 * truth.noise[precision][kind][what]
+                allowed = 1e-5 if precision == "fp32" else 2.5 * truth.noise[precision][kind][what]
                 learnt = truth.learnt[kind][what]
                 if not got <= allowed < learnt / 2:
                     wrong.append(

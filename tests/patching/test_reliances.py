@@ -111,7 +111,7 @@ def test_an_exchange_of_chosen_and_rejected_is_refused_unless_structural(edited,
     assert "coati-ext diff" not in told  # which has nothing to show
     assert main(["plan"]) == 1
     rows = [row for row in coati_ext.status().patches if row.target == target]
-    assert [row.state for row in rows] == ["refused"] * len(rows) != []
+    assert {row.state for row in rows} - {"off"} == {"refused"}  # a wrap of it is off, too
 
 
 def test_doctor_says_that_it_does_not_fit(edited, capsys):

@@ -25,6 +25,8 @@ def test_nothing_is_read_back_to_the_host():
         tensors.selected_log_probs(torch.randn(3, 5, 9), ids[:, 2:])
         tensors.without_outer_pads(ids, 0)
         tensors.policy_loss(*tensors.policy_ratio(values, rewards, mask)[:1], values, mask, 0.2)
+        tensors.joint_sums(values, rewards, mask)
+        tensors.calibration_sums(values[:, 0])
         tensors.value_loss(values, rewards, values, mask, 0.2)
         tensors.trimmed(ids, torch.ones_like(ids, dtype=torch.bool))  # one on CUDA, none here
         head, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)

@@ -35,7 +35,7 @@ class NotPackable(CoatiExtError, RuntimeError):
     def __init__(self, reason: str) -> None:
         super().__init__(
             f"token_saving.level = packed and prefix cannot be had for this backbone: {reason}; "
-            "auto and groups can"
+            "groups can"
         )
         self.reason = reason
 

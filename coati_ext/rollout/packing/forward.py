@@ -11,6 +11,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from coati_ext.active import announce
 from coati_ext.rollout.host import array_of
 from coati_ext.rollout.models import attributes, frame_inputs
 from coati_ext.rollout.packing.attending import NotPackable, attending
@@ -21,7 +22,12 @@ _GROUPS = 4
 
 
 def packed_states(
-    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
+    backbone: Any,
+    input_ids: Tensor,
+    mask: Tensor,
+    position_ids: Tensor,
+    share: bool,
+    dense: bool = True,
 ) -> Tensor:
     """Hidden states (B, S, H) from one forward over the real tokens; those of pads are arbitrary.
 
@@ -31,13 +37,18 @@ def packed_states(
         mask: (B, S) bool, true for real tokens.
         position_ids: (B, S) int64.
         share: whether what rows share at their head is computed once.
+        dense: whether rows without pads go through the backbone as they are, which does not show
+            how it attends.
 
     Raises:
         NotPackable: the backbone attends in a way that is not known here.
     """
-    tree = prefix_tree(array_of(input_ids), array_of(mask), share)
-    if len(tree.source) == input_ids.numel():
-        return _unmasked(backbone, input_ids, position_ids)
+    real = array_of(mask)
+    tree = prefix_tree(array_of(input_ids), real, share)
+    if dense and len(tree.source) == input_ids.numel():
+        hidden = _unmasked(backbone, input_ids, position_ids)
+        _tell(backbone, input_ids.numel(), real)
+        return hidden
     source, target = (
         torch.from_numpy(item).to(input_ids.device) for item in (tree.source, tree.target)
     )
@@ -52,6 +63,7 @@ def packed_states(
             f"{segments.asked} of its {backbone.config.num_hidden_layers} layers attend by "
             "scaled_dot_product_attention"
         )
+    _tell(backbone, len(tree.source), real)
     return _unpacked(hidden.squeeze(0), target)
 
 
@@ -85,7 +97,18 @@ def grouped_states(backbone: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
         inputs = frame_inputs(backbone, torch.from_numpy(part).to(input_ids.device))
         found.append(backbone(ids, **inputs)["last_hidden_state"].flatten(0, 1))
         size += source.size
+    _tell(backbone, size, real)
     return _unpacked(torch.cat(found), torch.from_numpy(where).to(input_ids.device))
+
+
+def _tell(backbone: Any, computed: int, real: numpy.ndarray) -> None:
+    announce(
+        "tokens_computed",
+        backbone=backbone,
+        computed=computed,
+        real=int(real.sum()),
+        columns=real.size,
+    )
 
 
 def _cuts(lengths: numpy.ndarray, groups: int) -> List[int]:

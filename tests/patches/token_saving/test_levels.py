@@ -9,8 +9,10 @@ import torch
 import transformers
 
 import coati_ext
+from coati_ext import active
 from coati_ext.bench import measure
 from coati_ext.patches.token_saving import levels
+from coati_ext.patches.token_saving.options import Options
 from coati_ext.plan import make_plan
 from coati_ext.rollout.packing import attending
 from coati_ext.rollout.packing.attending import NotPackable
@@ -26,6 +28,17 @@ ROWS = [
     [1, *PROMPT, 31, 32, 33, 2],  # twice
     [1, *PROMPT[:20], 50, 51, 2],
 ]
+
+
+@pytest.fixture(autouse=True)
+def set_to(monkeypatch):
+    """Set the options of the patch, which are the default ones at first."""
+
+    def setting(**given):
+        monkeypatch.setitem(active._options, "token_saving", Options(**given))
+
+    setting()
+    return setting
 
 
 def backbone_of(family, **options):
@@ -165,6 +178,65 @@ def test_the_report_says_level_and_reason(upstream):
         assert told <= set(coati_ext.status().notes)
     with coati_ext.applied({"token_saving": {"level": "groups"}}) as report:
         assert not told & set(report.notes)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_an_unknown_attention_takes_as_many_forwards_on_each_rank(known):
+    """Those of a rank whose rows have no pads, and of one that can see how the backbone attends."""
+    full, padded = [[1] * 9] * 6, [[1] * length for length in range(3, 9)]
+    made = []
+    for rows in (full, padded):
+        backbone, calls = backbone_of("gpt_neox"), []
+        backbone.register_forward_hook(lambda *_, calls=calls: calls.append(1))
+        backbone.config.num_hidden_layers += not known
+        for _ in range(3):
+            states("auto", backbone, *padded_batch(rows))
+            calls.append(0)
+        made.append(calls)
+        assert levels.highest(backbone)[0] == ("prefix" if known else "groups")
+    once = [1, 0] if known else [1] * 4 + [0]
+    assert made == [([] if known else [1]) + once * 3] * 2
+
+
+def test_what_could_be_packed_is_an_error_where_it_cannot():
+    """Other ranks do not know, and would wait for a rank that computed groups instead."""
+    backbone = backbone_of("llama")
+    states("auto", backbone, *padded_batch())
+    backbone.config.num_hidden_layers += 1
+    with pytest.raises(NotPackable, match="2 of its 3 layers"):
+        states("auto", backbone, *padded_batch())
+
+
+@pytest.mark.parametrize("level", ["groups", "packed", "prefix", "auto"])
+def test_the_allocator_is_warmed_up_once_and_no_number_moves(level, set_to):
+    set_to(warm_up=100)
+    backbone, tokens = backbone_of("llama").eval(), []
+    backbone.embed_tokens.register_forward_hook(lambda *call: tokens.append(call[1][0].numel()))
+
+    def step(training=True):
+        tokens.clear()
+        found = states(level, backbone.train(training), *padded_batch())
+        return sum(tokens), found, gradients(backbone, found)
+
+    before, expected, wanted = step(training=False)
+    with torch.no_grad():
+        states(level, backbone.train(), *padded_batch())
+    warm, found, got = step()
+    after, _, _ = step()
+    # With one more row, rows may be grouped otherwise.
+    assert warm > before + 100 if level == "groups" else warm == before + 100
+    assert after == before
+    largest = max(float(item.abs().max()) for item in wanted)
+    for one, other in zip(found, expected):
+        torch.testing.assert_close(one, other, atol=5e-6, rtol=0)
+    for one, other in zip(got, wanted):
+        assert float((one - other).abs().max()) <= 5e-6 * largest
+
+
+def test_a_row_of_more_tokens_than_positions_is_refused(set_to):
+    set_to(warm_up=513)
+    with pytest.raises(ValueError, match="warm_up is 513, but GPT2Model has 512 positions"):
+        states("auto", backbone_of("gpt2").train(), *padded_batch())
 
 
 def test_nothing_of_a_backbone_is_changed_for_good():

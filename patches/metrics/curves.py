@@ -1,0 +1,84 @@
+"""The curves: what is drawn of which sums.
+
+Observers name their sums ``stage/kind``. A kind makes one or more curves ``stage/curve``, each a
+number without which its sums are nan. ``docs/metrics.md`` explains them one by one.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Dict, Sequence
+
+from coati_ext import tensors
+
+Sums = Sequence[float]
+Curves = Dict[str, float]
+
+
+def curves_of(kind: str, sums: Sums) -> Curves:
+    """The curves of a kind by name, from sums over all batches and ranks; nan where undefined."""
+    return _KINDS[kind](sums)
+
+
+def _scores(sums: Sums) -> Curves:
+    both = tensors.Joint(*sums)
+    return {
+        "score_mean": both.mean,
+        "score_spread": both.spread,
+        "length_mean": both.mean_second,
+        "score_length_correlation": both.correlation,
+    }
+
+
+def _returns(sums: Sums) -> Curves:
+    one = tensors.Joint(*sums)
+    return {"return_mean": one.mean, "return_spread": one.spread}
+
+
+def _answers(sums: Sums) -> Curves:
+    both = tensors.Joint(*sums)
+    return {"kl": both.mean, "missing_end": both.mean_second}
+
+
+def _ratios(sums: Sums) -> Curves:
+    both = tensors.Joint(*sums)
+    return {
+        "ratio_mean": both.mean,
+        "ratio_spread": both.spread,
+        "clip_share": both.mean_second,
+    }
+
+
+def _margins(sums: Sums) -> Curves:
+    both = tensors.Joint(*sums)
+    return {
+        "margin_mean": both.mean,
+        "margin_spread": both.spread,
+        "accuracy": both.mean_second,
+    }
+
+
+def _pooled(sums: Sums) -> Curves:
+    rows = sum(sums) or float("nan")
+    return {f"pooled_{name}": part / rows for name, part in zip(POOLED, sums)}
+
+
+def _tokens(sums: Sums) -> Curves:
+    computed, real, columns = (part or float("nan") for part in sums)
+    return {"padding": 1 - real / columns, "computed_per_real": computed / real}
+
+
+POOLED = ("end", "content", "pad", "stop")  # nobody tells a reward model which stops there are
+_KINDS: Dict[str, Callable[[Sums], Curves]] = {
+    "answers": _answers,
+    "calibration": lambda sums: {"calibration_error": tensors.calibration_error(sums)},
+    "change": lambda sums: {"step_kl": tensors.Joint(*sums).mean},
+    "entropy": lambda sums: {"entropy": tensors.Joint(*sums).mean},
+    "margins": _margins,
+    "pooled": _pooled,
+    "ratios": _ratios,
+    "returns": _returns,
+    "scores": _scores,
+    "shift": lambda sums: {"batch_shift": tensors.Joint(*sums).root_mean_square},
+    "used": _tokens,
+    "values": lambda sums: {"explained_variance": tensors.Joint(*sums).explained_variance},
+}
