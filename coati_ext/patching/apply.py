@@ -27,6 +27,12 @@ ABSENT = object()
 """Marks an attribute that does not exist."""
 _BARE = {"abstractmethod", "override"}
 """Decorators that return the function itself."""
+_ACTOR = "__ray_metadata__"
+"""What Ray knows of an actor class."""
+_JOBS = ("cluster_and_job", "session_and_job")
+"""What it calls the job that it has last pickled the class for; the second in older releases."""
+_TRACING = "ray.util.tracing.tracing_helper"
+"""The module of the layer that Ray puts around every method of an actor class."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +143,7 @@ def written(step: Step, ledger: Sequence[Write]) -> Optional[Write]:
     *owners, name = step.site.qualname.split(".")
     owner: Any = sys.modules.get(step.site.module)
     for part in owners:
-        owner = getattr(owner, "__dict__", {}).get(part)
+        owner = _behind(getattr(owner, "__dict__", {}).get(part))
     found = [write for write in ledger if write.owner is owner and write.name == name]
     return found[-1] if found else None
 
@@ -160,7 +166,8 @@ def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
     for part in owners:
         if part not in vars(owner):
             raise RefusedError(f"{step.site.target} has no {part} at run time")
-        owner = vars(owner)[part]
+        _require_no_actor(vars(owner)[part], step)
+        owner = _behind(vars(owner)[part])
     if name not in vars(owner) and step.site.mode != "extend":
         raise RefusedError(
             f"{step.site.target} does not define {name} at run time, though its source does: "
@@ -169,11 +176,37 @@ def _slot(module: ModuleType, step: Step) -> Tuple[Any, str]:
     return owner, name
 
 
+def _behind(owner: Any) -> Any:
+    """The class that Ray runs, if this is an actor class, else what is given.
+
+    ``ray.remote`` gives every method to a subclass of its own, even those that are inherited, and
+    pickles that for the workers. The class as it was written is never asked again.
+    """
+    return getattr(getattr(owner, _ACTOR, None), "modified_class", owner)
+
+
+def _require_no_actor(owner: Any, step: Step) -> None:
+    """Raise if Ray has pickled an actor class for the workers of this job, which it does once."""
+    metadata = getattr(owner, _ACTOR, None)
+    if metadata is None or not sys.modules["ray"].is_initialized():
+        return
+    worker = importlib.import_module("ray._private.worker").global_worker
+    made_for = [getattr(metadata, f"last_export_{name}", None) for name in _JOBS]
+    if any(it == getattr(worker, f"current_{name}", ()) for it, name in zip(made_for, _JOBS)):
+        raise RefusedError(
+            f"{step.patch}: an actor of {step.site.module}.{metadata.class_name} was created "
+            "before coati-ext was enabled, and all that follow run the same unpatched class: call "
+            "coati_ext.enable() before the first .remote(), or start with `coati-ext run`"
+        )
+
+
 def _upstream_function(owner: Any, name: str, step: Step) -> Callable[..., Any]:
     """The attribute's value, checked to be the function whose source the plan has read."""
     value = vars(owner)[name]
     assert step.function is not None
     *wrappers, function = _unwrapped(value)
+    if wrappers and getattr(wrappers[0], "__globals__", {}).get("__name__") == _TRACING:
+        del wrappers[0]
     # Proxies pretend to be what they wrap, and have its __code__ too. Only type() tells.
     if type(function) is not FunctionType or len(wrappers) > _wrapping(step.function):
         raise RefusedError(_foreign(step, value))

@@ -251,3 +251,74 @@ def test_source_that_was_edited_after_the_plan_is_refused(small):
     file.write_text(HOME.replace("def f(x):\n    return x", "def f(x):\n    return -x"))
     with pytest.raises(RefusedError, match=r"f was edited in .*home.py after the plan"):
         writes_for(steps, {"coati.home": coati.home})
+
+
+ACTOR = """
+import ray
+
+
+class Base:
+    def loop(self):
+        return self.step(1)
+
+    def step(self, x):
+        return 0
+
+
+@ray.remote(num_cpus=0)
+class Worker(Base):
+    def step(self, x):
+        return x
+"""
+
+
+@pytest.fixture
+def actors(small):
+    """The small coati with an actor class as its home."""
+    pytest.importorskip("ray", reason="Ray is not installed")
+    (small.root / "home.py").write_text(ACTOR)
+    sys.modules.pop("coati.home")
+    importlib.import_module("coati.home")
+    return small
+
+
+@pytest.mark.parametrize(
+    ("new", "mode", "given"), [("plus_one", "wrap", 6), ("self_", "replace", 7)]
+)
+def test_an_actor_class_is_changed_where_ray_takes_its_methods_from(actors, new, mode, given):
+    sys.modules["ours"].self_ = lambda self, x: 7
+    cls = sys.modules["coati.home"].Worker.__ray_metadata__.modified_class
+    before = vars(cls)["step"]
+    ledger = apply(actors, ("Worker.step", new, mode))
+    worker = cls()
+    assert worker.step(5) == given
+    assert worker.loop() == (2 if mode == "wrap" else 7)
+    assert [write.owner for write in ledger] == [cls]
+    undo(ledger)
+    assert vars(cls)["step"] is before
+    assert worker.step(5) == 5
+
+
+def test_an_actor_method_that_somebody_else_has_wrapped_is_refused(actors):
+    cls = sys.modules["coati.home"].Worker.__ray_metadata__.modified_class
+    step = cls.step
+    cls.step = functools.wraps(step)(lambda self, x: step(self, x))
+    with pytest.raises(RefusedError, match=r"Worker\.step was already changed"):
+        apply(actors, ("Worker.step", "plus_one", "wrap"))
+
+
+@pytest.mark.parametrize("name", ["cluster_and_job", "session_and_job"])
+def test_an_actor_that_was_created_before_is_named(actors, monkeypatch, name):
+    import ray
+
+    worker = importlib.import_module("ray._private.worker")
+    monkeypatch.setattr(
+        worker, "global_worker", types.SimpleNamespace(**{f"current_{name}": (1, 2)})
+    )
+    metadata = sys.modules["coati.home"].Worker.__ray_metadata__
+    monkeypatch.setattr(metadata, f"last_export_{name}", (1, 2), raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    with pytest.raises(RefusedError, match=r"an actor of coati\.home\.Worker was created before"):
+        apply(actors, ("Worker.step", "plus_one", "wrap"))
+    monkeypatch.setattr(metadata, f"last_export_{name}", (1, 1), raising=False)  # of another job
+    apply(actors, ("Worker.step", "plus_one", "wrap"))
