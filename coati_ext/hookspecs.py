@@ -6,7 +6,7 @@ an *observer*, every implementation is called. Letters: B rows, S sequence colum
 columns, H hidden.
 
 The choices from ``align_prompts`` to ``scale_advantages`` are the steps from prompts to the policy
-loss, in the order in which they run.
+loss, in the order in which they run; the last two are of ``coati.distributed``.
 """
 
 from __future__ import annotations
@@ -154,6 +154,38 @@ def scale_advantages(advantages: Tensor, action_mask: Tensor) -> Optional[Tensor
     """Return the advantages for the policy loss, (B, A), in each training step
 
     The value loss uses the advantages of ``estimate_advantages`` unchanged.
+    """
+
+
+@hookspec(firstresult=True)
+def group_advantages(
+    reward: Tensor, action_mask: Tensor, group_size: int, algorithm: str
+) -> Optional[Tensor]:
+    """Return the advantage of each action in coati.distributed, (B, A), zero where there is none
+
+    ``reward`` (B,) is of each answer; the ``group_size`` answers to one prompt are in adjacent
+    rows. ``action_mask`` (B, A) is true for real actions of answers that are trained on.
+    ``algorithm`` is the user's ``algo``.
+    """
+
+
+@hookspec(firstresult=True)
+def action_losses(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    reference_log_probs: Optional[Tensor],
+    advantages: Tensor,
+    action_mask: Tensor,
+    clip: Tuple[float, float],
+    beta: float,
+    algorithm: str,
+) -> Optional[Tensor]:
+    """Return the loss of each action in coati.distributed, (B, A), which is averaged afterwards
+
+    ``log_probs``, ``old_log_probs`` and ``reference_log_probs`` (B, A) are of the policy being
+    trained, of the one that sampled, and of the reference (``None`` if ``beta`` is 0),
+    ``advantages`` (B, A) from ``group_advantages``. The ratio is clipped to 1 - ``clip[0]`` and
+    1 + ``clip[1]``; ``beta`` weighs the distance from the reference.
     """
 
 

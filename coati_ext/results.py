@@ -140,11 +140,26 @@ def _scale_advantages(told: str, found: Any, advantages: Tensor, mask: Tensor) -
     _require_finite(told, found, mask)
 
 
+def _group_advantages(told: str, found: Any, reward: Any, mask: Tensor, *_: Any) -> None:
+    _masked(told, found, mask)
+
+
+def _action_losses(
+    told: str, found: Any, log_probs: Tensor, old: Any, reference: Any, advantages: Any, *more: Any
+) -> None:
+    mask = more[0]
+    _require_like(told, found, "(B, A)", mask.shape, _FLOAT, mask)
+    _require_graph(told, found, log_probs)
+    _require_finite(told, found, mask)
+
+
 _CONTRACTS: Dict[str, Callable[..., None]] = {
     "action_log_probs": _of_actions,
+    "action_losses": _action_losses,
     "align_prompts": _align_prompts,
     "compare_group": _compare_group,
     "estimate_advantages": _estimate_advantages,
+    "group_advantages": _group_advantages,
     "last_hidden_states": _last_hidden_states,
     "mark_actions": _mark_actions,
     "pool_reward": _pool_reward,

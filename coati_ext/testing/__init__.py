@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy, cpu_only
     from coati_ext.testing.cpu_colossalai import cpu_plugins, gemini_optimizer
+    from coati_ext.testing.distributed import grpo_consumer, has_distributed, learn, sampled
     from coati_ext.testing.models import families, tiny_config, tiny_reward_model
     from coati_ext.testing.padding import layouts, random_rows
     from coati_ext.testing.preferences import preference_pairs
@@ -62,12 +63,16 @@ _HOMES = {
     "experience_maker": "rollouts",
     "families": "models",
     "gemini_optimizer": "cpu_colossalai",
+    "grpo_consumer": "distributed",
+    "has_distributed": "distributed",
     "layouts": "padding",
+    "learn": "distributed",
     "make_experience": "rollouts",
     "pair_accuracy": "training",
     "ppo_trainer": "rollouts",
     "preference_pairs": "preferences",
     "random_rows": "padding",
+    "sampled": "distributed",
     "tiny_actor": "rollouts",
     "tiny_config": "models",
     "tiny_critic": "rollouts",
@@ -94,12 +99,16 @@ __all__ = [
     "experience_maker",
     "families",
     "gemini_optimizer",
+    "grpo_consumer",
+    "has_distributed",
     "layouts",
+    "learn",
     "make_experience",
     "pair_accuracy",
     "ppo_trainer",
     "preference_pairs",
     "random_rows",
+    "sampled",
     "standin",
     "tiny_actor",
     "tiny_config",

@@ -69,7 +69,7 @@ def cpu_only() -> Iterator[None]:
 class LocalBooster:
     """Stands in for a G3 or G4 `Booster` without a plugin."""
 
-    plugin = None
+    plugin: Any = None
 
     def backward(self, loss: torch.Tensor, optimizer: Optimizer) -> None:
         """Accumulate gradients of the scalar `loss`."""

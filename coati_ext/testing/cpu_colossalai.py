@@ -66,6 +66,7 @@ def cpu_plugins() -> Iterator[None]:
                 stack.enter_context(mock.patch.object(owner, name, value, create=True))
 
         replace(torch.cuda, **_STREAMS)
+        replace(dist, is_hccl_available=lambda: False)  # of another torch, asked by pipelines
         replace(Tensor, record_stream=lambda self, stream: None, cuda=_same)
         replace(nn.Module, cuda=_same)
         if torch.__version__ < "2":  # gloo of torch 1.13 lacks some operations and dtypes

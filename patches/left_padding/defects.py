@@ -30,6 +30,12 @@ DEFECTS = (
         ("G3", "G4"),
         "measure_hidden_prompt_tokens",
     ),
+    _defect(
+        "prompt cut at its end",
+        "over-long conversations that lose their last token, the assistant's header",
+        ("G4",),
+        "measure_cut_prompts",
+    ),
 )
 
 
@@ -70,3 +76,24 @@ def measure_hidden_prompt_tokens() -> float:
     prompt = [5, 6, eos, 7, eos, 8]
     batch = DataCollatorForPromptDataset(tokenizer, max_length=8)([{"input_ids": prompt}])
     return float(len(prompt) - int(batch["attention_mask"].sum()))
+
+
+def measure_cut_prompts() -> float:
+    """1 if the last token of an over-long conversation is lost."""
+    from inspect import signature
+
+    from coati.dataset.loader import apply_chat_template_and_mask
+
+    from coati_ext.testing import tiny_tokenizer
+
+    tokenizer = tiny_tokenizer(padding_side="left")
+    tokenizer.chat_template = (
+        "{% for message in messages %}{{ message['content'] }} {% endfor %}word9"
+    )
+    message = {"role": "user", "content": "word1 word2 word3 word4"}
+    # Before HEAD it takes a list of messages and no system prompt.
+    rl = "system_prompt" in signature(apply_chat_template_and_mask).parameters
+    chat = {"messages": message, "gt_answer": "word5"} if rl else [message]
+    row = apply_chat_template_and_mask(tokenizer, chat, max_length=4)
+    last = tokenizer.convert_tokens_to_ids("word9")
+    return float(int(row["input_ids"][-1]) != last)

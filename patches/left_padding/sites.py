@@ -38,6 +38,14 @@ SITES = (
         needs=_COLLATOR,
     ),
     Site(
+        "coati.dataset.loader:apply_chat_template_and_mask",
+        _OURS + "prompts:keep_the_end",
+        generations=("G4",),
+        mode="wrap",
+        needs=("tokenizer.apply_chat_template",),
+        optional=True,
+    ),
+    Site(
         "coati.trainer.rm:RewardModelTrainer._before_fit",
         _OURS + "trainers:read_left_padded",
         generations=("G3", "G4"),

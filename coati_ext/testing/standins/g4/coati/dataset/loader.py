@@ -144,6 +144,42 @@ class DataCollatorForKTODataset:
         }
 
 
+def apply_chat_template_and_mask(
+    tokenizer: PreTrainedTokenizer,
+    chat: List[Dict[str, str]],
+    max_length: Optional[int] = None,
+    system_prompt: Optional[str] = None,
+    padding: bool = True,
+    truncation: bool = True,
+    ignore_idx: int = -100,
+) -> Dict[str, torch.Tensor]:
+    """A prompt with its assistant header, left-padded (S,); a long one loses its end (D51)."""
+    system = {"role": "system", "content": system_prompt or "You are a helpful assistant."}
+    if "messages" in chat:
+        gt_answer, test_cases = chat.get("gt_answer", None), chat.get("test_cases", None)
+        chat = [chat["messages"]]  # else gt_answer is unbound below (D34)
+    ids: List[int] = []
+    masked: List[bool] = []
+    for i, message in enumerate(chat):
+        tokens = tokenizer.apply_chat_template(
+            [system, message], tokenize=True, add_generation_prompt=True
+        )
+        tokens = tokens[1:] if i > 0 and tokens[0] == tokenizer.bos_token_id else tokens
+        ids += tokens
+        masked += [message["role"] != "assistant"] * len(tokens)
+    pads = max(0, max_length - len(ids)) if padding and max_length is not None else 0
+    width = max_length if truncation and max_length is not None else pads + len(ids)
+    input_ids = torch.tensor([tokenizer.pad_token_id] * pads + ids)[:width]
+    labels = input_ids.masked_fill(torch.tensor([True] * pads + masked)[:width], ignore_idx)
+    row = {
+        "input_ids": input_ids,
+        "attention_mask": torch.tensor([0] * pads + [1] * len(ids))[:width],
+        "labels": labels,
+    }
+    extra = {"gt_answer": gt_answer, "test_cases": test_cases}
+    return {**row, **{name: item for name, item in extra.items() if item is not None}}
+
+
 class StatefulDistributedSampler(DistributedSampler):
     def __init__(
         self,

@@ -66,8 +66,9 @@ def all_reduce_mean(tensor: torch.Tensor, plugin: Any = None) -> torch.Tensor:
     return tensor.div_(dist.get_world_size() if plugin is None else plugin.dp_size)
 
 
-def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
-    dist.all_reduce(tensor=tensor, op=dist.ReduceOp.SUM)
+def all_reduce_sum(tensor: torch.Tensor, plugin: Any = None) -> torch.Tensor:
+    group = None if plugin is None else plugin.dp_group
+    dist.all_reduce(tensor=tensor, op=dist.ReduceOp.SUM, group=group)
     return tensor
 
 

@@ -1,0 +1,151 @@
+"""Tensor, data and pipeline parallelism by ColossalAI's own plugin, on CPU processes."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import pytest
+import torch
+
+import coati_ext
+from coati_ext.testing import cpu_only, cpu_plugins, grpo_consumer, learn, sampled
+from helpers.policies import PROMPTS, language_model
+from helpers.processes import on_ranks
+from helpers.upstreams import importable
+
+pytestmark = [
+    pytest.mark.generations("G4"),
+    pytest.mark.once("the plugin of the newest ColossalAI"),
+    pytest.mark.slow,
+]
+pytest.importorskip("colossalai", reason="ColossalAI is not installed")
+ONE = {"tp_size": 1, "pp_size": 1, "zero_stage": 0, "precision": "fp32"}
+
+
+def work(rank, folder, on, plugin, updates, family, vocabulary, config):
+    """What some updates move the weights of this rank by, by name, and their losses."""
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import HybridParallelPlugin
+
+    with contextlib.ExitStack() as stack:
+        for context in (cpu_only(), cpu_plugins(), importable(Path(folder))):
+            stack.enter_context(context)
+        if on:
+            stack.enter_context(coati_ext.applied({"rank_check": 0.0}))
+        policy = language_model(family, vocab_size=vocabulary)
+        data = sampled(policy, PROMPTS, width=8)
+        reference = language_model(family, seed=1, vocab_size=vocabulary).eval()
+        optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+        booster = Booster(plugin=HybridParallelPlugin(**plugin))
+        policy, optimizer, *_ = booster.boost(policy, optimizer)
+        reference, *_ = booster.boost(reference)
+        size, mine = booster.plugin.dp_size, torch.distributed.get_rank(booster.plugin.dp_group)
+        prompts = len(PROMPTS) // size
+        consumer = grpo_consumer(
+            policy, reference, optimizer, booster=booster, batch_size=prompts, **config
+        )
+        mine = {name: item[mine * prompts : (mine + 1) * prompts] for name, item in data.items()}
+        before = weights(policy)
+        losses = [learn(consumer, mine) for _ in range(updates)]
+        after = weights(policy)
+        return {name: (before[name] - after[name]).tolist() for name in before}, losses
+
+
+def weights(model):
+    return {
+        name.replace("module.", ""): item.detach().clone()
+        for name, item in model.named_parameters()
+    }
+
+
+@pytest.fixture
+def train(upstream, tmp_path):
+    """Run :func:`work` on some ranks."""
+
+    def run(ranks, plugin, on=True, updates=1, family="llama", vocabulary=64, **config):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        folder.mkdir()
+        config = {"beta": 0.1, "train_microbatch_size": 4, **config}
+        given = (on, {**ONE, **plugin}, updates, family, vocabulary, config)
+        return on_ranks(ranks, "gloo", work, folder, str(upstream.folder), *given)
+
+    return run
+
+
+def farthest(found, right):
+    """The largest relative distance of a parameter's gradient, over the ranks that have it.
+
+    Of tensor-parallel ranks each has a part, along the one dimension that differs.
+    """
+    distances = {}
+    for name, whole in right.items():
+        whole = torch.tensor(whole)
+        parts = [torch.tensor(rank[name]) for rank in found if name in rank]
+        part = parts[0]
+        along = [i for i in range(part.dim()) if part.size(i) != whole.size(i)]
+        if along:
+            part = torch.cat(parts, dim=along[0]).narrow(along[0], 0, whole.size(along[0]))
+        distances[name] = float((part - whole).norm() / whole.norm())
+    return max(distances.values())
+
+
+@pytest.mark.parametrize("variation", ["sample_level", "token_level"])
+def test_two_data_parallel_ranks_have_the_gradient_of_one(train, variation):
+    ((right, loss),) = train(1, {}, loss_variation=variation)
+    for moved, losses in train(2, {}, loss_variation=variation):
+        assert farthest([moved], right) < 1e-5
+        assert losses == pytest.approx(loss, abs=1e-6)
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_has_the_same_gradient_but_for_its_half_precision(train, stage):
+    ((right, _),) = train(1, {}, loss_variation="token_level")
+    zero = {"zero_stage": stage, "precision": "bf16"}
+    for moved, _ in train(2, zero, loss_variation="token_level"):
+        # Of the whole, since small gradients are lost in the weights' own rounding.
+        norms = [
+            torch.cat([torch.tensor(it).flatten() for it in x.values()]) for x in (moved, right)
+        ]
+        assert float((norms[0] - norms[1]).norm() / norms[1].norm()) < 0.3
+
+
+def test_reinforce_ppb_standardises_over_all_ranks(train):
+    ((right, _),) = train(1, {}, algo="REINFORCE_PPB")
+    for moved, _ in train(2, {}, algo="REINFORCE_PPB"):
+        assert farthest([moved], right) < 1e-5
+
+
+@pytest.mark.parametrize("vocabulary", [120, 128])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_two_tensor_parallel_ranks_have_the_gradient_of_one(train, family, vocabulary):
+    given = {"family": family, "vocabulary": vocabulary}
+    ((right, loss),) = train(1, {}, **given)
+    found = train(2, {"tp_size": 2}, **given)
+    assert farthest([moved for moved, _ in found], right) < 1e-5
+    for _, losses in found:
+        assert losses == pytest.approx(loss, abs=1e-6)
+
+
+def test_without_the_patch_the_last_ranks_part_of_a_vocabulary_is_misplaced(train):
+    given = {"vocabulary": 120, "on": False}
+    ((right, _),) = train(1, {}, **given)
+    found = train(2, {"tp_size": 2}, **given)
+    assert farthest([moved for moved, _ in found], right) > 0.1
+
+
+@pytest.mark.parametrize("variation", ["sample_level", "token_level"])
+def test_two_stages_have_the_gradient_of_one(train, variation):
+    stages = {"pp_size": 2, "microbatch_size": 2, "enable_metadata_cache": False}
+    ((right, loss),) = train(1, {}, loss_variation=variation)
+    found = train(2, stages, loss_variation=variation)
+    assert farthest([moved for moved, _ in found], right) < 1e-5
+    assert found[1][1] == pytest.approx(loss, abs=1e-6)
+
+
+def test_two_stages_on_two_data_parallel_ranks_finish_two_updates(train):
+    stages = {"pp_size": 2, "microbatch_size": 2, "enable_metadata_cache": False}
+    ((right, _),) = train(1, {}, updates=2)
+    found = train(4, stages, updates=2)
+    assert farthest([moved for moved, _ in found], right) < 1e-4
+    assert [len(losses) for _, losses in found] == [2] * 4
