@@ -35,10 +35,15 @@ def test_hook_arguments_are_pinned():
     found = {hook: list(inspect.signature(getattr(hookspecs, hook)).parameters) for hook in HOOKS}
     assert found == {
         "action_log_probs": ["model", "frame"],
+        "action_losses": [
+            *("log_probs", "old_log_probs", "reference_log_probs", "advantages"),
+            *("action_mask", "clip", "beta", "algorithm"),
+        ],
         "align_prompts": ["input_ids", "attention_mask"],
         "compare_group": ["score", "kl", "group_size", "kl_coef"],
         "estimate_advantages": ["values", "rewards", "action_mask", "gamma", "lam"],
         "experience_made": ["experience", "maker", "rollout", "judgement"],
+        "group_advantages": ["reward", "action_mask", "group_size", "algorithm"],
         "last_hidden_states": ["backbone", "input_ids", "attention_mask", "position_ids"],
         "mark_actions": ["sequences", "prompt_width", "stops"],
         "patch_applied": ["row"],

@@ -21,22 +21,27 @@ from coati_ext.rollout import Frame
 from coati_ext.testing import (
     cpu_only,
     experience_maker,
+    grpo_consumer,
+    has_distributed,
     layouts,
+    learn,
     make_experience,
     ppo_trainer,
+    tiny_actor,
     tiny_config,
     tiny_models,
     tiny_reward_model,
     tiny_tokenizer,
     training_step,
 )
+from coati_ext.testing import sampled as batch_of_groups
 from helpers.host_reads import HostReads
 
 PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 14, 6, 33]]
 PLUGIN = """
 import torch
 from coati_ext import hookimpl
-from coati_ext.patches import eos_pooling, rollout, token_saving
+from coati_ext.patches import distributed, eos_pooling, rollout, token_saving
 
 wrong = {}  # what a test does to the result of a hook
 called = set()
@@ -91,6 +96,18 @@ def estimate_advantages(values, rewards, action_mask, gamma, lam):
 @hookimpl
 def compare_group(score, kl, group_size, kl_coef):
     return made("compare_group", rollout.standardised(score, kl, group_size, kl_coef))
+
+@hookimpl
+def group_advantages(reward, action_mask, group_size, algorithm):
+    found = distributed.by_algorithm(reward, action_mask, group_size, algorithm)
+    return made("group_advantages", found)
+
+@hookimpl
+def action_losses(
+    log_probs, old_log_probs, reference_log_probs, advantages, action_mask, clip, beta, algorithm
+):
+    given = (log_probs, old_log_probs, reference_log_probs, advantages, action_mask)
+    return made("action_losses", distributed.clipped(*given, clip, beta, algorithm))
 
 @hookimpl
 def scale_advantages(advantages, action_mask):
@@ -218,8 +235,15 @@ WRONG = {
         "nan after the end": with_value(float("nan"), 0, 3),
     },
     "compare_group": ROWS,
+    "group_advantages": {
+        **TABLE,
+        "advantages after the end": lambda it: it + 1,
+        "nan after the end": with_value(float("nan"), 0, 3),
+    },
+    "action_losses": {**ANYTHING, **FLOATS, **WIDE},
     "scale_advantages": {**ANYTHING, **FLOATS, **WIDE},
 }
+DISTRIBUTED = ("group_advantages", "action_losses")
 TRAINED = {
     "last_hidden_states": DETACHED,
     "action_log_probs": DETACHED,
@@ -282,7 +306,9 @@ def test_no_wrong_result_gets_into_an_experience(upstream, mine, full, tally):
     rollout_of(**plain)
     tried, silent = 0, []
     for hook in CHOICES:
-        if hook == "scale_advantages" or (hook == "compare_group" and upstream.generation != "G4"):
+        if hook in ("scale_advantages", *DISTRIBUTED):
+            continue
+        if hook == "compare_group" and upstream.generation != "G4":
             continue
         options = grouped if hook == "compare_group" else plain
         cases = sampled(hook, WRONG[hook], upstream, full)
@@ -313,6 +339,27 @@ def test_no_wrong_result_is_trained_on(upstream, mine, full, tally):
 
 
 @pytest.mark.attack
+@pytest.mark.generations("G4")
+def test_no_wrong_result_is_trained_on_in_distributed(upstream, mine, full, tally):
+    if not has_distributed():
+        pytest.skip("coati.distributed, or what it imports, is not here")
+    policy = tiny_actor("llama")
+    with cpu_only():
+        data = batch_of_groups(policy, [[1, 9, 8]], generations=3, new_tokens=4)
+        data["action_mask"][0, 0, 2:] = 0
+        tried, silent = 0, []
+        for hook in DISTRIBUTED:
+            kinds = {**WRONG[hook], **(DETACHED if hook == "action_losses" else {})}
+            cases = sampled(hook, kinds, upstream, full)
+            step = lambda: learn(grpo_consumer(policy, generations=3), data)  # noqa: E731
+            silent += got_through(mine, hook, cases, step)
+            tried += len(cases)
+            assert hook in mine.called
+    tally("wrong results in coati.distributed", tried, len(silent))
+    assert silent == []
+
+
+@pytest.mark.attack
 def test_no_wrong_pooling_trains_a_reward_model(upstream, mine, full, tally):
     model = tiny_reward_model()
     ids, mask = batch()
@@ -337,6 +384,11 @@ RIGHT = {
     "align_prompts": ((SEQUENCES, SEQUENCES > 0), (SEQUENCES.flip(1), SEQUENCES.flip(1) > 0)),
     "compare_group": ((SCORE, SCORE, 3, 0.1), SCORE),
     "estimate_advantages": ((NUMBERS, NUMBERS, MASK, 1.0, 1.0), NUMBERS),
+    "action_losses": (
+        (NUMBERS, NUMBERS, None, NUMBERS, MASK, (0.2, 0.2), 0.0, "GRPO"),
+        NUMBERS,
+    ),
+    "group_advantages": ((SCORE, MASK, 3, "GRPO"), NUMBERS),
     "last_hidden_states": ((None, SEQUENCES, SEQUENCES > 0, SEQUENCES), torch.randn(3, 6, 8)),
     "mark_actions": ((SEQUENCES, 2, ((2,),)), (MASK, MASK[:, 0])),
     "pool_reward": ((torch.randn(3, 6, 8), SEQUENCES > 0, None, None), torch.randn(3, 8)),

@@ -63,6 +63,7 @@ def learn(consumer: Any, rows: Rows, last: bool) -> None:
         last: whether the optimizer steps after this one.
     """
     import torch
+    from coati.trainer.utils import all_reduce_sum
 
     algorithm = Algorithm.of(consumer)
     waiting: List[Rows] = vars(consumer).setdefault("_minibatches", [])
@@ -71,31 +72,21 @@ def learn(consumer: Any, rows: Rows, last: bool) -> None:
         return
     whole = {name: torch.cat([part[name] for part in waiting]) for name in rows}
     waiting.clear()
-    whole["advantages"] = choice("group_advantages")(
-        whole["reward"],
-        whole["action_mask"] & whole["loss_mask"].unsqueeze(1),
-        consumer.num_generations,
-        algorithm.name,
-    )
-    plugin = consumer.plugin
-    # ZeRO 2 keeps no gradients but those that are reduced.
-    sync = last or consumer.booster.plugin.zero_stage == 2
-    with (
-        nullcontext()
-        if sync
-        else consumer.booster.no_sync(consumer.policy_model, consumer.optimizer)
-    ):
-        _accumulate(consumer, whole, algorithm, _whole(consumer, whole, algorithm, plugin))
-
-
-def _whole(consumer: Any, rows: Rows, algorithm: Algorithm, plugin: Any) -> Whole:
-    from coati.trainer.utils import all_reduce_sum
-
+    trained = whole["action_mask"] & whole["loss_mask"].unsqueeze(1)
+    with torch.no_grad():
+        whole["advantages"] = choice("group_advantages")(
+            whole["reward"], trained, consumer.num_generations, algorithm.name
+        )
     tokens = None
     if algorithm.variation == "token_level":
-        trained = rows["action_mask"] & rows["loss_mask"].unsqueeze(1)
-        tokens = all_reduce_sum(trained.sum(), plugin)
-    return Whole(consumer.batch_size * consumer.num_generations, tokens, consumer.dp_size)
+        tokens = all_reduce_sum(trained.sum(), consumer.plugin)
+    over = Whole(consumer.batch_size * consumer.num_generations, tokens, consumer.dp_size)
+    # ZeRO 2 keeps no gradients but those that are reduced.
+    context: Any = nullcontext()
+    if not last and consumer.booster.plugin.zero_stage != 2:
+        context = consumer.booster.no_sync(consumer.policy_model, consumer.optimizer)
+    with context:
+        _accumulate(consumer, whole, algorithm, over)
 
 
 def _accumulate(consumer: Any, rows: Rows, algorithm: Algorithm, whole: Whole) -> None:

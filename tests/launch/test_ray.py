@@ -382,3 +382,110 @@ def test_the_experience_maker_holder_makes_the_experience_of_a_single_process(
                 assert mine[name] == pytest.approx(values, abs=1e-6), (state, row, name)
     off, on = (result[state][0][0]["reward"] for state in ("off", "on"))
     assert off != pytest.approx(on, abs=1e-3)
+
+
+CONSUMER = textwrap.dedent(
+    """
+    import inspect, json, os, sys
+    import coati_ext
+    import ray
+    import torch
+    import transformers
+    if os.environ.get("COATI_EXT"):
+        coati_ext.enable()
+    from coati.distributed.grpo_consumer import GRPOConsumer
+    from coati_ext.testing import tiny_config, tiny_tokenizer
+
+    torch.manual_seed(0)
+    transformers.AutoModelForCausalLM.from_config(tiny_config("llama")).save_pretrained("model")
+    tokenizer = tiny_tokenizer()
+    tokenizer.save_pretrained("model")
+
+    def construct():
+        given = dict(num_producers=1, num_episodes=1, rank=0, world_size=1, batch_size=1)
+        given.update(master_addr="", master_port=0, plugin_config={})
+        given.update(num_update_per_episode=1, num_recv_per_update=1)
+        config = {"algo": "GRPO", "beta": 0.0, "train_microbatch_size": 1}
+        given.update(generate_config={"temperature": 1.0}, grpo_config=config)
+        given.update(model_config={"path": os.path.abspath("model")}, num_generations=4)
+        return GRPOConsumer.options(num_cpus=0).remote(**given)
+
+    def probe(self):
+        # Take a step with the model and the step of this very actor.
+        from coati_ext.testing import cpu_only, grpo_consumer, learn, sampled
+        with cpu_only():
+            own, weight = vars(self), next(self.policy_model.parameters())
+            data = sampled(self.policy_model, [[1, 5, 9]])
+            made = grpo_consumer(self.policy_model, algo="GRPO", train_microbatch_size=1)
+            own.update(vars(made))
+            before = weight.detach().clone()
+            learn(self, data)
+            moved = float((before - weight.detach()).norm())
+        return inspect.unwrap(type(self).step).__module__, moved
+
+    def ask(runtime_env):
+        ray.init(address=os.environ["CLUSTER"], runtime_env=runtime_env, log_to_driver=False)
+        try:
+            return ray.get(construct().__ray_call__.remote(probe), timeout=90)
+        except ray.exceptions.RayError as error:
+            return [type(error).__name__, str(error)]
+        finally:
+            ray.shutdown()
+
+    base = {"env_vars": {"PYTHONPATH": os.environ["WORKERS"]}}
+    base["worker_process_setup_hook"] = "theirs.setup"
+    armed = {**base, "env_vars": {**base["env_vars"], "COATI_EXT": "1"}}
+    armed["worker_process_setup_hook"] = "theirs.both"
+    found = [ask(base), ask(armed)]
+    if not os.environ.get("COATI_EXT"):
+        ray.init(address=os.environ["CLUSTER"], runtime_env=base, log_to_driver=False)
+        actor = construct()
+        try:
+            coati_ext.enable()
+        except coati_ext.errors.RefusedError as error:
+            found.append(str(error))
+    print(json.dumps(found))
+    """
+)
+THEIRS = """
+def setup():
+    try:
+        from colossalai.nn.optimizer import hybrid_adam
+    except ImportError:
+        return
+    import torch
+    hybrid_adam.HybridAdam = torch.optim.AdamW  # which needs no CUDA
+
+
+def both():
+    from coati_ext import _startup
+    _startup.activate()
+    setup()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.generations("G4")
+@pytest.mark.once("the Ray that coati.distributed was written for")
+def test_the_consumer_is_patched_in_its_worker_or_refused(address, python, tmp_path):
+    if not (python.folder / "coati" / "distributed").is_dir():
+        pytest.skip("coati.distributed is in no release")
+    (tmp_path / "script.py").write_text(CONSUMER)
+    (tmp_path / "theirs.py").write_text(THEIRS)
+    paths = [python.environment()["PYTHONPATH"], str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    given = {"CLUSTER": address, "WORKERS": os.pathsep.join(paths), **NO_TOKEN}
+    given["PYTHONPATH"] = given["WORKERS"]
+
+    def run(**flag):
+        return json.loads(python("script.py", **given, **flag).stdout.splitlines()[-1])
+
+    (plain, moved), (half, why), late = run()
+    (lonely, no_hooks), (ours, right) = run(COATI_EXT="1")
+    assert plain == "coati.distributed.grpo_consumer", moved
+    assert ours == "coati_ext.patches.distributed.consumer", right
+    assert moved == pytest.approx(4 * right, rel=1e-4)  # of four microbatches
+    assert "ActorDiedError" in half
+    assert "came unpatched from the driver" in why
+    assert "RuntimeError" in lonely
+    assert "call coati_ext.enable() first" in no_hooks
+    assert "an actor of coati.distributed.grpo_consumer.GRPOConsumer was created before" in late

@@ -153,7 +153,7 @@ def apply_chat_template_and_mask(
     truncation: bool = True,
     ignore_idx: int = -100,
 ) -> Dict[str, torch.Tensor]:
-    """A prompt with its assistant header, left-padded (S,); a long one loses its end (D51)."""
+    """A prompt with its assistant header, left-padded (S,); a long one loses its end (D49)."""
     system = {"role": "system", "content": system_prompt or "You are a helpful assistant."}
     if "messages" in chat:
         gt_answer, test_cases = chat.get("gt_answer", None), chat.get("test_cases", None)

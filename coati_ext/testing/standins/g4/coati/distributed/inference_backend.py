@@ -43,7 +43,7 @@ class VLLMInferenceBackend(BaseInferenceBackend):
         """Answers to left-padded prompts (B, P): tensors of (B, G, columns) each."""
         pad, count, width = self.tokenizer.pad_token_id, *input_ids.shape
         params = kwargs.get("sample_params", self.sample_params)
-        starts = (input_ids != pad).int().argmax(dim=1).tolist()  # a BOS may be a pad (D52)
+        starts = (input_ids != pad).int().argmax(dim=1).tolist()  # a BOS may be a pad (D50)
         prompts = [row[start:] for row, start in zip(input_ids.tolist(), starts)]
         outputs = self.llm.generate(
             prompt_token_ids=prompts, sampling_params=params, use_tqdm=False

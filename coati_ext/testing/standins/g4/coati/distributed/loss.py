@@ -35,7 +35,7 @@ class PolicyLoss(nn.Module):
         loss_mask: Optional[torch.Tensor] = None,
         total_effective_tokens_in_batch: Any = None,
     ) -> Tuple[torch.Tensor, torch.Tensor]:
-        """The loss, a scalar, and the largest ratio. A masked infinity of the KL is nan (D54)."""
+        """The loss, a scalar, and the largest ratio. A masked infinity of the KL is nan (D51)."""
         mask = torch.ones_like(log_probs) if action_mask is None else action_mask
         ratio = ((log_probs - old_log_probs.detach()) * mask).exp()
         held = ratio.clamp(1 - self.clip_eps_low, 1 + self.clip_eps_high)

@@ -14,7 +14,7 @@ from coati.trainer.utils import all_reduce_mean, all_reduce_sum
 
 
 def accumulate(consumer: Any, loss_fn: Any, advantages: Any, pbar: Any, given: Any) -> None:
-    """Gradients of a minibatch, microbatch by microbatch, each with a loss of full size (D47)."""
+    """Gradients of a minibatch, microbatch by microbatch, each with a loss of full size (D45)."""
     data = {
         name: item.reshape(-1, item.size(-1))
         for name, item in given.items()
@@ -51,13 +51,13 @@ def accumulate(consumer: Any, loss_fn: Any, advantages: Any, pbar: Any, given: A
 
 
 def _log_probs(consumer: Any, model: Any, part: Dict[str, torch.Tensor]) -> Any:
-    """Without position ids (D50), at a temperature that may be another one (D45)."""
+    """Without position ids (D48), at a temperature that may be another one (D43)."""
     logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
     log_probs = memory_efficient_logprob(
         logits / consumer.generate_config["temperature"],
         part["input_ids"],
         part["action_mask"].size(1),
-        shard_config=consumer.plugin.shard_config,  # and no vocab_size (D44)
+        shard_config=consumer.plugin.shard_config,  # and no vocab_size (D42)
     )
     return logits, log_probs
 
@@ -70,14 +70,14 @@ def _loss(consumer: Any, loss_fn: Any, part: Dict[str, torch.Tensor], tokens: An
     if loss_fn.beta > 0:
         with torch.no_grad():
             _, reference = _log_probs(consumer, consumer.reference_model, part)
-        kl = (reference - log_probs).exp() - (reference - log_probs) - 1  # masked later (D54)
+        kl = (reference - log_probs).exp() - (reference - log_probs) - 1  # masked later (D51)
         consumer.accum_kl.add_(((kl * mask).sum(-1) / mask.sum(-1)).mean().detach())
     if getattr(consumer, "adv", None) == "REINFORCE_PPB":
         advantages, kl = advantages - loss_fn.beta * kl, 0.0
         real = mask.sum() + 1e-4
         mean = (advantages * mask).sum() / real
         inverse = torch.rsqrt(((advantages - mean) ** 2 * mask).sum() / real + 1e-8)
-        advantages = (advantages - mean) * mask / inverse  # multiplies by the deviation (D46)
+        advantages = (advantages - mean) * mask / inverse  # multiplies by the deviation (D44)
     old = part["action_log_probs"]
     return loss_fn(log_probs, old, advantages, kl, mask, part["loss_mask"], tokens)[0]
 

@@ -9,7 +9,7 @@ from .code_reward.utils import check_correctness_code_api as check_correctness_c
 
 
 def code_reward_fn(input_ids, test_cases, response_idx, **kwargs):
-    """Reward, format and answer of a program, (3,); asked at a url that nobody passes (D48)."""
+    """Reward, format and answer of a program, (3,); asked at a url that nobody passes (D46)."""
     url = kwargs.get("url", "http://localhost:8000/check_correctness")
     tokenizer = kwargs["tokenizer"]
     eval_mode = kwargs.get("eval_mode", False)

@@ -1,0 +1,264 @@
+"""What the consumer's step gets, and who starts it: sampler, rewards, actors and launch."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import threading
+import types
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import coati_ext
+from coati_ext.errors import ConfigError, RefusedError
+from coati_ext.testing import cpu_only, has_distributed, tiny_tokenizer
+
+pytestmark = pytest.mark.generations("G4")
+PACKAGES = ("coati.distributed", "coati.distributed.zero_bubble")
+
+
+@pytest.fixture(autouse=True)
+def _there(upstream, monkeypatch):
+    """What upstream's rewards import to judge mathematics is not needed to judge programs."""
+    if not has_distributed():
+        pytest.skip("coati.distributed, or what it imports, is not here")
+    for name, parts in {
+        "math_verify": ("ExprExtractionConfig", "LatexExtractionConfig", "parse", "verify"),
+        "latex2sympy2_extended": ("NormalizationConfig",),
+        "pyext": ("RuntimeModule",),
+    }.items():
+        module = types.ModuleType(name)
+        vars(module).update(dict.fromkeys(parts))
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+# --- vLLM ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def backend(upstream):
+    """Upstream's backend on a vLLM that answers with the number of tokens it was given."""
+    made = importlib.import_module("coati.distributed.inference_backend")
+    backend = made.VLLMInferenceBackend.__new__(made.VLLMInferenceBackend)
+    backend.prompts = []
+
+    def generate(prompt_token_ids, sampling_params, use_tqdm):
+        backend.prompts += prompt_token_ids
+        answers = [[30 + len(ids), 2][: 1 + (len(ids) > 2)] for ids in prompt_token_ids]
+        return [
+            SimpleNamespace(
+                outputs=[
+                    SimpleNamespace(
+                        token_ids=answer,
+                        logprobs=[{it: SimpleNamespace(logprob=-1.0)} for it in answer],
+                    )
+                ]
+                * 2
+            )
+            for answer in answers
+        ]
+
+    backend.llm = SimpleNamespace(generate=generate)
+    backend.tokenizer = SimpleNamespace(pad_token_id=1)
+    backend.sample_params = SimpleNamespace(max_tokens=3)
+    return backend
+
+
+IDS = torch.tensor([[1, 1, 1, 5, 6], [1, 1, 7, 1, 8], [4, 4, 4, 4, 4]])
+MASK = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1], [1, 1, 1, 1, 1]])
+
+
+def test_vllm_is_given_every_real_token(backend):
+    with cpu_only():
+        backend.generate(IDS, MASK)
+        assert backend.prompts == [[5, 6], [7, 1, 8], [4, 4, 4, 4, 4]]
+        backend.prompts.clear()
+        llm = backend.llm
+        with coati_ext.applied():
+            data = backend.generate(IDS, MASK, gt_answer=["a", "b", "c"])
+    assert backend.prompts == [[1, 5, 6], [1, 7, 1, 8], [4, 4, 4, 4, 4]]
+    assert backend.llm is llm
+    assert data["gt_answer"] == ["a", "b", "c"]
+    assert data["input_ids"][:, 0, :5].equal(IDS)
+    assert data["action_mask"].shape == (3, 2, 3)
+    assert data["response_idx"][0, 0].tolist() == [5, 6]
+
+
+# --- the code verifier ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verifier():
+    """A code verifier that finds every program right, and its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"result": [1], "metadata": [{}]}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/check"
+    server.shutdown()
+    server.server_close()
+
+
+def producer_of(package, address, monkeypatch):
+    """A producer whose constructor has done no more than make its rewards."""
+    module = importlib.import_module(f"{package}.producer")
+    rewards = importlib.import_module("coati.distributed.reward.verifiable_reward")
+    code = importlib.import_module("coati.distributed.reward.reward_fn").code_reward_fn
+    config = {"reward_fn_type": "code", "max_new_tokens": 9, "code_verifier_api_url": address}
+
+    def constructor(self, grpo_config=None):
+        self.grpo_config = grpo_config
+        self.evaluation_function = code
+        self.reward_model = rewards.VerifiableReward(
+            [code],
+            tokenizer=SimpleNamespace(decode=lambda *_, **__: "```python\n1\n```"),
+            max_new_tokens=9,
+        )
+
+    producer = module.BaseProducer.__new__(module.BaseProducer)
+    ours = importlib.import_module("coati_ext.patches.distributed.actors")
+    ours.construct_producer(constructor, producer, grpo_config=config)
+    return producer
+
+
+CASE = json.dumps({"inputs": ["1"], "outputs": ["1"]})
+
+
+def test_the_address_of_the_code_verifier_reaches_the_request(on, verifier, monkeypatch):
+    producer = producer_of("coati.distributed", verifier, monkeypatch)
+    where = torch.tensor([[0, 2]])
+    found = producer.reward_model(torch.zeros(1, 4).long(), test_cases=[CASE], response_idx=where)
+    assert found.tolist() == [[10.0, 1.0, 1.0]]
+    result = producer.evaluation_function(
+        torch.zeros(4).long(),
+        CASE,
+        where[0],
+        tokenizer=producer.reward_model.kwargs["tokenizer"],
+        eval_mode=True,
+    )
+    assert result["ans_valid"] == 1
+
+
+def test_a_verifier_that_does_not_answer_is_told(on, monkeypatch):
+    producer = producer_of("coati.distributed", "http://127.0.0.1:9/check", monkeypatch)
+    with pytest.warns(UserWarning, match=r"the code verifier at http://127.0.0.1:9/check gives no"):
+        found = producer.reward_model(
+            torch.zeros(1, 4).long(), test_cases=[CASE], response_idx=torch.tensor([[0, 2]])
+        )
+    assert found.tolist() == [[0.0, 1.0, 0.0]]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_the_producers_of_both_packages_are_told_the_address(on, package):
+    if importlib.util.find_spec(f"{package}.producer") is None:
+        pytest.skip("the stand-in has one producer")
+    wrapped = importlib.import_module(f"{package}.producer").BaseProducer.__init__
+    assert wrapped.__wrapped__.__name__ == "__init__"
+
+
+# --- prompts -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [5, 7, 40])
+def test_a_long_prompt_keeps_its_question_and_header(upstream, width):
+    loader = importlib.import_module("coati.dataset.loader")
+    tokenizer = tiny_tokenizer(padding_side="left")
+    tokenizer.chat_template = (
+        "{{ bos_token }}{% for item in messages %}{{ item['content'] }} {% endfor %}word9"
+    )
+    chat = {"messages": {"role": "user", "content": "word1 word2 word3"}, "gt_answer": "a"}
+    system = "word5 word5 word5 word5"
+
+    def words():
+        row = loader.apply_chat_template_and_mask(tokenizer, chat, width, system)
+        assert {len(row[name]) for name in ("input_ids", "attention_mask", "labels")} == {width}
+        assert row["gt_answer"] == "a"
+        kept = row["input_ids"][row["attention_mask"].bool()]
+        return tokenizer.convert_ids_to_tokens(kept)
+
+    before = words()
+    with coati_ext.applied():
+        after = words()
+    if width == 40:
+        assert after == before
+    else:
+        assert before[-1] != "word9"
+        assert after[0] == tokenizer.bos_token
+        assert after[-4:] == ["word1", "word2", "word3", "word9"]
+
+
+# --- launch --------------------------------------------------------------------------------------
+
+GIVEN = {
+    "num_producers": 1,
+    "num_proc_per_producer": 1,
+    "num_consumer_procs": 1,
+    "num_episodes": 1,
+    "inference_batch_size": 1,
+    "inference_microbatch_size": 1,
+    "train_batch_size": 1,
+    "train_minibatch_size": 1,
+    "train_dataset_config": {"path": "nowhere.jsonl"},
+    "inference_model_config": {"path": "m"},
+    "generate_config": {"temperature": 1.0, "top_p": 1.0},
+    "train_model_config": {"path": "m"},
+    "grpo_config": {},
+    "plugin_config": {},
+    "inference_backend": "vllm",
+    "project_name": "p",
+    "eval_save_dir": "e",
+    "eval_generation_config": {},
+}
+
+
+@pytest.mark.parametrize("name", ["launch", "launch_zero_bubble"])
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"inference_backend": "transformers"}, "needs vLLM's SamplingParams"),
+        ({"num_generations": 1}, "num_generations = 1: a group of one answer"),
+        ({"train_model_config": {"checkpoint_path": "c"}}, "wait for ever"),
+        ({"project_name": None}, "project_name = None, which is the default"),
+    ],
+)
+def test_a_run_that_would_not_end_well_is_refused(on, name, changed, told):
+    module = importlib.import_module(f"coati.distributed.{name}")
+    with pytest.raises(ConfigError, match=told):
+        module.launch_distributed(**{**GIVEN, **changed})
+
+
+def test_all_reasons_are_told_at_once_and_saving_at_every_step_is_one(on):
+    module = importlib.import_module("coati.distributed.launch")
+    with pytest.raises(ConfigError) as caught:
+        module.launch_distributed(**{**GIVEN, "save_interval": 1, "num_generations": 1})
+    assert "save_interval = 1" in str(caught.value)
+    assert "num_generations = 1" in str(caught.value)
+
+
+# --- actors --------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_patched_alone_is_refused(on):
+    actors = importlib.import_module("coati_ext.patches.distributed.actors")
+    consumer = importlib.import_module("coati.distributed.grpo_consumer").GRPOConsumer
+    cls = getattr(getattr(consumer, "__ray_metadata__", None), "modified_class", consumer)
+    made = []
+    actors.construct_consumer(lambda self: made.append(self), cls.__new__(cls))
+    assert len(made) == 1
+    coati_ext.disable()
+    with pytest.raises(RefusedError, match="came unpatched from the driver"):
+        actors.construct_consumer(lambda self: made.append(self), cls.__new__(cls))
+    assert len(made) == 1
