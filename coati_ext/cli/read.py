@@ -115,6 +115,11 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "broken_plugins": {item.name: item.error for item in plan.registry.broken},
         "not_loaded": [item.name for item in plan.registry.unloaded],
         "not_checked": [item.name for item in plan.settings.unchecked],
+        "leaves": [
+            {"patch": name, "what": what}
+            for name in sorted({step.patch for step in plan.steps})
+            for what in plan.registry.patches[name].leaves
+        ],
         "problem": problem,
         "chatgpt": isinstance(plan.missing, OldCoatiError),
         "edits": [_edit_facts(step) for step in plan.steps if step.edit],
@@ -178,6 +183,9 @@ def plan_view(facts: Facts) -> None:
     for item in facts["relies"]:
         if item["state"] == CHANGED:
             write(f"warning: {item['patch']}: {item['reason']}")
+    rows = [[item["patch"], item["what"]] for item in facts["leaves"]]
+    if rows:
+        write(table(["patch", "known, and not repaired by it"], rows))
     for name, error in facts["broken_plugins"].items():
         write(f"broken plugin {name}: {error}")
     for name in facts["not_loaded"]:
@@ -251,6 +259,7 @@ def _explain_patch(plan: Plan, patch: Patch) -> Facts:
         "origin": enabled.origin,
         "changes": patch.changes,
         "reference": patch.reference,
+        "leaves": list(patch.leaves),
         "options": options,
         "sites": sites,
         "served": None if patch.sites else plan.served(patch.name),
@@ -316,6 +325,8 @@ def explain_view(facts: Facts) -> None:
     write(f"changes: {facts['changes'] or 'see coati-ext diff'}")
     if facts["reference"]:
         write(f"reference: {facts['reference']}")
+    for what in facts["leaves"]:
+        write(f"not repaired: {what}")
     for item in facts["options"]:
         value = item["in_force"] if item["value"] is None else repr(item["value"])
         write(f"option {item['name']} = {value} ({item['origin']}): {item['help']}")

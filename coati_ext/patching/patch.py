@@ -118,6 +118,8 @@ class Patch:
     """The upstream issue or the paper."""
     relies: Tuple[Reliance, ...] = ()
     """What it does not change and is right only with."""
+    leaves: Tuple[str, ...] = ()
+    """Known defects near its sites that it does not repair, for ``coati-ext doctor``."""
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier():

@@ -20,6 +20,16 @@ from .defects import DEFECTS
 from .options import Options
 from .sites import RELIES, SITES
 
+LEAVES = (
+    "rewards of mathematics: an exact match ignores braces and commas, an integer gt_answer fails, "
+    "an answer that ends at exactly max_new_tokens scores 0 (D52); bring your own reward function",
+    "the transformers backend does not run (D53); it is refused",
+    "save_interval = 1 fails, and a resumed run waits for ever (D54); both are refused",
+    "n_behind >= 1 restarts its count in each episode, so that prompts are never trained (D55)",
+    "arguments whose default is None stop an actor, and a group of one answer is nan: both are "
+    "refused; the learning rate rises again after 4 episodes (D56)",
+)
+
 __all__ = ["by_algorithm", "clipped", "register_defects", "register_options", "register_patches"]
 
 
@@ -40,6 +50,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             ),
             reference="ColossalAI #6376, #6383, #6391; arXiv 2402.03300, 2402.14740, 2501.03262, "
             "2503.14476",
+            leaves=LEAVES,
             sites=with_variants(SITES, UPSTREAM, "distributed"),
             relies=with_variants(RELIES, UPSTREAM, "distributed"),
         )
