@@ -27,7 +27,7 @@ DEFECTS = (
         right=1.0,
     ),
     _defect(
-        "REINFORCE_PPB in microbatches",
+        "REINFORCE_PPB, microbatches",
         "distance of its gradient in microbatches of a row from that of one",
         "measure_reinforce",
     ),

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Tuple
 
 from coati_ext import choice, tensors
-from coati_ext.rollout.models import accepts, layers_of
+from coati_ext.rollout.models import accepts, layers_of, without_dropout
 
 from .algorithms import OVER_THE_BATCH
 
@@ -65,6 +65,7 @@ def learn(consumer: Any, rows: Rows, last: bool) -> None:
     import torch
     from coati.trainer.utils import all_reduce_sum
 
+    without_dropout(consumer.policy_model)  # the sampler has none
     algorithm = Algorithm.of(consumer)
     waiting: List[Rows] = vars(consumer).setdefault("_minibatches", [])
     waiting.append(rows)

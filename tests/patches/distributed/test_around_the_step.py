@@ -15,7 +15,8 @@ import torch
 
 import coati_ext
 from coati_ext.errors import ConfigError, RefusedError
-from coati_ext.testing import cpu_only, has_distributed, tiny_tokenizer
+from coati_ext.testing import cpu_only, grpo_consumer, has_distributed, sampled, tiny_tokenizer
+from helpers.policies import PROMPTS, language_model
 
 pytestmark = pytest.mark.generations("G4")
 PACKAGES = ("coati.distributed", "coati.distributed.zero_bubble")
@@ -262,3 +263,64 @@ def test_a_worker_that_is_patched_alone_is_refused(on):
     with pytest.raises(RefusedError, match="came unpatched from the driver"):
         actors.construct_consumer(lambda self: made.append(self), cls.__new__(cls))
     assert len(made) == 1
+
+
+# --- upstream's loop -----------------------------------------------------------------------------
+
+
+def test_what_the_producers_send_is_trained_on_at_its_own_temperature(on, monkeypatch, tmp_path):
+    """Through the consumer's own loop, with a list in place of Ray's broadcast."""
+    module = importlib.import_module("coati.distributed.consumer")
+    if not hasattr(module.BaseConsumer, "loop"):
+        pytest.skip("the stand-in has no loop")
+    policy = language_model("llama")
+    utils = importlib.import_module("coati.distributed.utils")
+    with cpu_only():
+        temperatures = (1.0, 0.6)
+        sent = [
+            utils.pre_send(sampled(policy, PROMPTS[:2], temperature=it, width=8, seed=seed))
+            for seed, it in enumerate(temperatures)
+        ]
+        consumer = grpo_consumer(policy, batch_size=2, minibatch_size=1, temperature=1.0)
+        for name in ("empty_cache", "reset_peak_memory_stats"):
+            monkeypatch.setattr(torch.cuda, name, lambda: None)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 0)
+        monkeypatch.setattr(module, "save_checkpoint", lambda **_: None)
+        monkeypatch.setattr(
+            module, "ray_broadcast_tensor_dict", lambda given, **_: given or sent.pop(0)
+        )
+        nothing = SimpleNamespace(enter=len, exit=len, log=len, close=lambda: None)
+        vars(consumer).update(
+            profiler=nothing,
+            buffer=[],
+            num_producers=1,
+            num_episodes=1,
+            num_update_per_episode=2,
+            num_recv_per_update=1,
+            n_behind=0,
+            total_prompt_trained=0,
+            save_interval=100,
+            save_dir=str(tmp_path),
+            coordinator=None,
+            state_dict=lambda: {"weights": torch.zeros(1)},
+        )
+        seen = []
+        update = importlib.import_module("coati_ext.patches.distributed.update")
+        choice = update.choice
+
+        def recording(hook):
+            def call(*given):
+                if hook == "action_losses":
+                    seen.append((given[0] - given[1]).masked_fill(~given[4], 0).detach())
+                return choice(hook)(*given)
+
+            return call
+
+        monkeypatch.setattr(update, "choice", recording)
+        first = policy.state_dict()["lm_head.weight"].clone()
+        consumer.loop()
+    assert consumer.global_step == 2
+    assert sent == []
+    assert not policy.state_dict()["lm_head.weight"].equal(first)
+    # The first update's rows were sampled by the policy as it was.
+    assert max(float(it.abs().max()) for it in seen[:2]) < 1e-5

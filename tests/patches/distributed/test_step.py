@@ -87,6 +87,18 @@ def test_also_where_bos_is_the_pad(seen, family):
     assert (ratios(seen) - 1).abs().max() < 1e-5
 
 
+def test_also_where_the_policy_has_dropout(seen):
+    policy = language_model("gpt2")
+    with cpu_only():
+        data = sampled(policy, PROMPTS)
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
+            setattr(policy.config, name, 0.5)
+        dropping = type(policy)(policy.config)
+        dropping.load_state_dict(policy.state_dict())
+        learn(grpo_consumer(dropping, batch_size=4), data)
+    assert (ratios(seen) - 1).abs().max() < 1e-5
+
+
 def test_upstream_trains_another_policy(upstream):
     policy = language_model("llama")
     with cpu_only():
