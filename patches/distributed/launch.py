@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator, Mapping
 
 from coati_ext.errors import ConfigError
 
-_FROM_MEMORY = ("project_name", "eval_save_dir", "eval_generation_config")
+_NEEDED = ("project_name", "eval_save_dir", "eval_generation_config")
 """Arguments whose default, ``None``, stops an actor."""
 
 
@@ -31,10 +31,10 @@ def launch(original: Callable[..., None], *args: Any, **kwargs: Any) -> None:
 def _reasons(given: Mapping[str, Any]) -> Iterator[str]:
     if given["inference_backend"] == "transformers":
         yield (
-            "inference_backend = 'transformers': upstream's producer needs vLLM's SamplingParams, "
-            "and its backend a max_length that it is not given: use 'vllm'"
+            "inference_backend = 'transformers': upstream's producer makes SamplingParams of vLLM "
+            "from its settings, and its backend moves a list to a device: use 'vllm'"
         )
-    for name in _FROM_MEMORY:
+    for name in _NEEDED:
         if given[name] is None:
             yield f"{name} = None, which is the default: an actor uses it as if it were set"
     if given["num_generations"] < 2:
@@ -51,8 +51,15 @@ def _reasons(given: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _reasons_of_saving(given: Mapping[str, Any]) -> Iterator[str]:
+    why = "upstream divides by the number of the step when it saves, which is 0 for the first"
     if given["save_interval"] == 1:
+        yield f"save_interval = 1: {why}: expected 2 or more"
+    path = given["train_dataset_config"]["path"]
+    with open(path, encoding="utf-8") as file:
+        prompts = sum(bool(line.strip()) for line in file)
+    update = given["inference_batch_size"] * given["num_producers"]
+    if prompts // update == 1:
         yield (
-            "save_interval = 1: upstream divides by the number of the step when it saves, which is "
-            "0 for the first: expected 2 or more"
+            f"{path} has {prompts} prompts, one update of {update} an episode, after which it is "
+            f"saved: {why}: expected {2 * update} or more"
         )

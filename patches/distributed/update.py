@@ -176,7 +176,7 @@ def _loss(
         algorithm.beta,
         algorithm.name,
     )
-    rows = (losses * mask).sum(dim=1)
+    rows = losses.masked_fill(~mask, 0).sum(dim=1)
     share = size / whole.rows
     if whole.tokens is None:
         rows = rows / (mask.sum(dim=1) + 1e-8) * chunk["loss_mask"]

@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -212,7 +213,7 @@ GIVEN = {
     "inference_microbatch_size": 1,
     "train_batch_size": 1,
     "train_minibatch_size": 1,
-    "train_dataset_config": {"path": "nowhere.jsonl"},
+    "train_dataset_config": {"path": "prompts.jsonl"},
     "inference_model_config": {"path": "m"},
     "generate_config": {"temperature": 1.0, "top_p": 1.0},
     "train_model_config": {"path": "m"},
@@ -237,15 +238,22 @@ GIVEN = {
 )
 def test_a_run_that_would_not_end_well_is_refused(on, name, changed, told):
     module = importlib.import_module(f"coati.distributed.{name}")
+    write_prompts(3)
     with pytest.raises(ConfigError, match=told):
         module.launch_distributed(**{**GIVEN, **changed})
 
 
-def test_all_reasons_are_told_at_once_and_saving_at_every_step_is_one(on):
+def write_prompts(count):
+    Path(GIVEN["train_dataset_config"]["path"]).write_text("{}\n" * count)
+
+
+def test_all_reasons_are_told_at_once_and_saving_at_the_first_step_is_one(on):
     module = importlib.import_module("coati.distributed.launch")
+    write_prompts(1)
     with pytest.raises(ConfigError) as caught:
         module.launch_distributed(**{**GIVEN, "save_interval": 1, "num_generations": 1})
     assert "save_interval = 1" in str(caught.value)
+    assert "prompts.jsonl has 1 prompts, one update of 1 an episode" in str(caught.value)
     assert "num_generations = 1" in str(caught.value)
 
 
