@@ -99,6 +99,12 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
     ]
     refused = refusal([*plan.steps, *plan.relies])
     problem = str(plan.missing or refused or "")
+    found = {step.patch for step in plan.steps}
+    absent = {  # such as that of a package which this coati has not
+        name
+        for name, patch in plan.registry.patches.items()
+        if patch.sites and plan.settings.enabled[name].value and name not in found
+    }
     facts = {
         "generation": plan.coati and plan.coati.generation,
         "coati": plan.coati and str(plan.coati.root),
@@ -117,7 +123,7 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
         "not_checked": [item.name for item in plan.settings.unchecked],
         "leaves": [
             {"patch": name, "what": what}
-            for name in sorted({step.patch for step in plan.steps})
+            for name in sorted(found)
             for what in plan.registry.patches[name].leaves
         ],
         "problem": problem,
@@ -131,6 +137,7 @@ def plan_facts(options: Namespace) -> Tuple[int, Facts]:
             }
             for item in plan.registry.defects
             if plan.coati is not None and plan.coati.generation in item.generations
+            if item.patch not in absent
         ],
     }
     return int(bool(problem or plan.registry.broken)), facts
