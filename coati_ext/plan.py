@@ -109,8 +109,9 @@ class Plan:
             if not value.value:
                 rows.append(Row(name, OFF, "", f"switched off by {value.origin}"))
             elif self.missing or self.registry.patches[name].sites:
-                reason = str(self.missing or "nothing to change in this generation")
-                rows.append(Row(name, OFF, "", reason))
+                reason = str(self.missing or "nothing to change in this coati")
+                if self.missing or value.origin != "default":  # else nobody has asked for it
+                    rows.append(Row(name, OFF, "", reason))
             else:
                 rows.append(Row(name, APPLIED if in_force else PENDING, "", self.served(name)))
         generation = self.coati.generation if self.coati else None

@@ -379,6 +379,14 @@ def test_status_and_reports_are_values(upstream):
     assert report.digest == make_plan().digest
 
 
+@pytest.mark.enough("G2", why="it has no coati.distributed, as most have not")
+def test_a_patch_for_another_coati_is_told_if_somebody_asked_for_it(upstream):
+    assert "distributed" not in {row.name for row in coati_ext.status().patches}
+    report = coati_ext.enable({"distributed": {"enabled": True}})
+    (row,) = [row for row in report.patches if row.name == "distributed"]
+    assert (row.state, row.reason) == ("off", "nothing to change in this coati")
+
+
 def test_nothing_is_written_when_a_write_fails(upstream, monkeypatch):
     import_all()
     from coati_ext.patching import apply
