@@ -79,8 +79,7 @@ def grpo_consumer(
         **sizes,
         # There is no actor of Ray's to send signals to, as the rank that logs does.
         rank=int(zero_bubble) or torch.distributed.get_rank(),
-        tp_rank=0,
-        dp_rank=0,
+        **_ranks(booster.plugin),
         device=torch.device("cpu"),
         num_generations=generations,
         batch_size=batch_size,
@@ -104,7 +103,8 @@ def grpo_consumer(
     )
     if not zero_bubble:
         consumer.adv = config["algo"]
-        consumer.wandb_run = None
+        if _logs(consumer):
+            consumer.wandb_run = None
     return consumer
 
 
@@ -174,6 +174,19 @@ def learn(consumer: Any, minibatch: Dict[str, Tensor], step_idx: int = 0) -> Opt
     first = () if "zero_bubble" in type(consumer).__module__ else (step_idx,)
     loss: Optional[float] = consumer.step(*first, bar, **minibatch, **raw)
     return loss
+
+
+def _ranks(plugin: Any) -> Dict[str, int]:
+    groups = {"dp_rank": plugin.dp_group, "tp_rank": getattr(plugin, "tp_group", None)}
+    return {name: torch.distributed.get_rank(group) for name, group in groups.items()}
+
+
+def _logs(consumer: Any) -> bool:
+    """Whether upstream's set-up gives this rank a log."""
+    if consumer.pp_size == 1:
+        return bool(consumer.rank == 0)
+    last: bool = consumer.plugin.stage_manager.is_last_stage()
+    return last and consumer.tp_rank == consumer.dp_rank == 0
 
 
 class _WholeBooster(LocalBooster):

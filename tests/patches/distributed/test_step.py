@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 import coati_ext
 from coati_ext.errors import UnknownNameError
 from coati_ext.testing import cpu_only, grpo_consumer, has_distributed, learn, sampled
+from helpers import ROOT
 from helpers.policies import PROMPTS, apart, flat, gradient, language_model
 
 pytestmark = pytest.mark.generations("G4")
@@ -205,6 +207,18 @@ def test_advantages_are_those_of_the_papers(seen, algorithm):
     else:
         expected = (reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-4)
     assert given["advantages"][:, 0].allclose(expected.flatten(), atol=1e-6)
+
+
+def test_the_example_in_the_docs_is_trained_by(upstream, tmp_path):
+    text = (ROOT / "docs" / "distributed.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(# dr_grpo\.py.*?)```", text, flags=re.DOTALL)
+    (tmp_path / "dr_grpo.py").write_text(code)
+    with coati_ext.applied():
+        grpo, _ = gradient()
+    with coati_ext.applied({"plugins": ["./dr_grpo.py"]}):
+        found, _ = gradient()
+    assert apart(found, grpo) > 0.01
+    assert float(found @ grpo) > 0
 
 
 def test_an_unknown_algorithm_is_named(on):
