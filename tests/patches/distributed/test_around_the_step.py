@@ -230,7 +230,7 @@ GIVEN = {
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"inference_backend": "transformers"}, "needs vLLM's SamplingParams"),
+        ({"inference_backend": "transformers"}, "makes SamplingParams of vLLM"),
         ({"num_generations": 1}, "num_generations = 1: a group of one answer"),
         ({"train_model_config": {"checkpoint_path": "c"}}, "wait for ever"),
         ({"project_name": None}, "project_name = None, which is the default"),
