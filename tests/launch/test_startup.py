@@ -121,7 +121,7 @@ class TestStarted:
         command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
         done = installed(*command, free_port(), "script.py", COATI_EXT="1")
         assert sorted(done.stdout.split("\n"))[-2:] == [f"0 {OURS}", f"1 {OURS}"]
-        assert done.stderr.count("coati-ext: eos_pooling") == 1  # the first rank alone says so
+        assert done.stderr.count("coati-ext: distributed, eos_pooling") == 1  # the first rank alone says so
 
     def test_a_refusal_stops_the_import_every_time_and_tells_the_way_out(self, installed):
         script = textwrap.dedent(
@@ -180,7 +180,7 @@ class TestStarted:
         done = run("--set", "eos_pooling.pooling=masked_mean", "--", str(environment), "-c", ARMED)
         assert done.returncode == 0, done.stderr
         assert done.stdout.strip() == OURS
-        assert re.search("coati-ext: eos_pooling, .*token_saving on coati generation", done.stderr)
+        assert re.search("coati-ext: .*, eos_pooling, .*token_saving on coati", done.stderr)
         done = run("--patch", "stable_losses", "--", str(environment), "-c", ARMED)
         assert done.stdout.strip().startswith("coati.models")
         done = run(
