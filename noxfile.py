@@ -56,7 +56,7 @@ def old(session: nox.Session) -> None:
     stack(
         session,
         *["torch==1.13.1", "transformers==4.31.0", "setuptools<70", "psutil"],
-        "ray==2.10.0",
+        *["peft==0.7.1", "accelerate==0.25.0", "ray==2.10.0"],
         colossalai="0.3.6",
     )
     # No coati of G4 runs on a torch before 2. What it alone has is for Python 3.8 to run, too.

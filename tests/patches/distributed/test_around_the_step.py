@@ -19,7 +19,10 @@ from coati_ext.errors import ConfigError, RefusedError
 from coati_ext.testing import cpu_only, grpo_consumer, has_distributed, sampled, tiny_tokenizer
 from helpers.policies import PROMPTS, language_model
 
-pytestmark = pytest.mark.generations("G4")
+pytestmark = [
+    pytest.mark.generations("G4"),
+    pytest.mark.once("coati.distributed is of HEAD, which needs the newest stack"),
+]
 PACKAGES = ("coati.distributed", "coati.distributed.zero_bubble")
 
 
