@@ -121,7 +121,8 @@ class TestStarted:
         command = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port"]
         done = installed(*command, free_port(), "script.py", COATI_EXT="1")
         assert sorted(done.stdout.split("\n"))[-2:] == [f"0 {OURS}", f"1 {OURS}"]
-        assert done.stderr.count("coati-ext: distributed, eos_pooling") == 1  # the first rank alone says so
+        # The first rank alone says so.
+        assert done.stderr.count("coati-ext: distributed, eos_pooling") == 1
 
     def test_a_refusal_stops_the_import_every_time_and_tells_the_way_out(self, installed):
         script = textwrap.dedent(
