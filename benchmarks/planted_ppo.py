@@ -37,12 +37,13 @@ from coati_ext.demo.policy import (  # noqa: E402
     prompt_batch,
     sampled,
 )
-from coati_ext.demo.task import ANSWER, PROMPT, answer, prompt  # noqa: E402
+from coati_ext.demo.task import ANSWER, PROMPT, prompt  # noqa: E402
+from coati_ext.demo.task import pairs as preference_pairs  # noqa: E402
 from coati_ext.testing.preferences import BAD, GOOD  # noqa: E402
 
 SEEDS = (0, 1, 2)
 BEST = 8  # words of the best answer
-PAIRS, WRONG = 4000, 0.1  # preference pairs, and the share of them that is the wrong way round
+PAIRS = 4000  # of preferences
 EPISODES, ROLLOUTS, ROWS = 30, 2, 32  # rollouts an episode, answers a rollout
 UPDATES, BATCH = 2, 16  # rounds over an episode's answers, answers a training step
 LR, KL_COEF = 1e-3, 0.05
@@ -57,14 +58,6 @@ def true_score(words: Sequence[str]) -> float:
     good = sum(word in GOOD for word in words)
     bad = sum(word in BAD for word in words)
     return (good - bad) / max(len(words), 1) - abs(len(words) - BEST) / 16
-
-
-def preference_pair(draw: random.Random) -> Dict[str, str]:
-    """A record of upstream's reward data, in which the better answer is mostly the chosen one."""
-    both = [answer(draw, draw.random(), draw.random()) for _ in range(2)]
-    both.sort(key=true_score, reverse=draw.random() >= WRONG)
-    chosen, rejected = (" " + " ".join(item) for item in both)
-    return {"prompt": prompt(draw), "chosen": chosen, "rejected": rejected}
 
 
 def train(seed: int, episodes: int = EPISODES, pairs: int = PAIRS) -> Curve:
@@ -96,7 +89,7 @@ def train(seed: int, episodes: int = EPISODES, pairs: int = PAIRS) -> Curve:
     models.initial_model.load_state_dict(models.actor.state_dict())
     train_reward_model(
         models.reward_model,
-        [preference_pair(draw) for _ in range(pairs)],
+        preference_pairs(pairs, draw, true_score),
         tokenizer=right,
         batch_size=32,
         max_length=PROMPT + ANSWER,

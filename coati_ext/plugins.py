@@ -39,14 +39,7 @@ import pluggy
 
 from coati_ext import hookspecs, implementations
 from coati_ext.errors import CoatiExtError, PluginError
-from coati_ext.implementations import (
-    CHOICES,
-    HOOKS,
-    arguments_of,
-    definition,
-    hooks_of,
-    taking_all,
-)
+from coati_ext.implementations import CHOICES, HOOKS, arguments_of, definition, hooks_of, taking_all
 from coati_ext.patching.defect import Defect
 from coati_ext.patching.patch import Patch
 

@@ -49,11 +49,19 @@ def versions(arguments: Sequence[Any]) -> List[int]:
     return [item._version for item in tensors if not item.is_inference()]
 
 
+def hidden_width(config: Any, unknown: Any = None) -> Any:
+    """H of the last hidden states of a model of this configuration, which OPT may project.
+
+    Args:
+        config: of a transformers model.
+        unknown: what is returned where it does not say.
+    """
+    return getattr(config, "word_embed_proj_dim", getattr(config, "hidden_size", unknown))
+
+
 def _last_hidden_states(told: str, found: Any, backbone: Any, input_ids: Tensor, *_: Any) -> None:
     found_width = found.size(-1) if isinstance(found, Tensor) and found.dim() == 3 else "H"
-    config = getattr(backbone, "config", None)
-    # Where OPT has the first, it projects its last hidden states to the size of its embeddings.
-    width = getattr(config, "word_embed_proj_dim", getattr(config, "hidden_size", found_width))
+    width = hidden_width(getattr(backbone, "config", None), found_width)
     _require_like(told, found, "(B, S, H)", (*input_ids.shape, width), _FLOAT, input_ids)
     _require_graph(told, found, backbone)
     _require_finite(told, found)

@@ -171,9 +171,9 @@ class _Session:
 
     def _apply(self, steps: Sequence[Step]) -> None:
         self._write(writes_for(steps, {name: sys.modules[name] for name in _modules_of(steps)}))
-        patch_applied = self.plan.registry.observer("patch_applied")
         for step in steps:
-            patch_applied(row=Row(step.patch, APPLIED, step.site.target, step.reason))
+            row = Row(step.patch, APPLIED, step.site.target, step.reason)
+            active.announce("patch_applied", row=row)
 
     def _watch_ranks(self) -> None:
         """Compare plans with the other ranks at each ``init_process_group``."""

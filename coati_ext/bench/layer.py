@@ -22,6 +22,7 @@ from coati_ext.bench.lengths import made, padded
 from coati_ext.bench.measure import Variant
 from coati_ext.bench.scenes import reward_model_step
 from coati_ext.bench.source import Source
+from coati_ext.results import hidden_width
 from coati_ext.switch import applied
 
 PLUGINS = 5
@@ -48,7 +49,7 @@ def forwards(source: Source) -> Dict[str, List[float]]:
     many means.
     """
     model = source.valued("RewardModel")
-    hidden = torch.zeros(ROWS, COLUMNS, source.width, device=source.device)
+    hidden = torch.zeros(ROWS, COLUMNS, hidden_width(source.config), device=source.device)
     model.model = _Idle(hidden.to(next(model.parameters()).dtype))
     ids, mask = (
         it.to(source.device)

@@ -15,6 +15,7 @@ from torch import nn
 
 from coati_ext.bench.lengths import Vocabulary
 from coati_ext.errors import InputError
+from coati_ext.results import hidden_width
 from coati_ext.rollout.models import layers_of, without_dropout
 from coati_ext.testing import cpu_only
 from coati_ext.testing.training import has_strategies
@@ -60,12 +61,6 @@ class Source:
             return None
 
     @property
-    def width(self) -> int:
-        """H of the last hidden states, which OPT projects to the size of its embeddings."""
-        width: int = getattr(self.config, "word_embed_proj_dim", self.config.hidden_size)
-        return width
-
-    @property
     def facts(self) -> Dict[str, Any]:
         """What is measured, as plain data."""
         return {
@@ -81,7 +76,7 @@ class Source:
         """A ``RewardModel`` or a ``Critic``."""
         made: Any
         if has_strategies():
-            head = nn.Linear(self.width, 1)
+            head = nn.Linear(hidden_width(self.config), 1)
             base = import_module("coati.models.base")
             made = getattr(base, kind)(self._model(transformers.AutoModel), head)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Iterator, NamedTuple, Optional
 
 from coati_ext.errors import CoatiNotFoundError
@@ -31,7 +30,7 @@ def some_coati(generation: Optional[str] = None) -> Coati:
         except CoatiNotFoundError:
             generation = "G4"
     words = "No coati of yours, but coati-ext's own stand-in for one, which has upstream's defects"
-    return Coati(words, generation, str(Path(standin(generation))))
+    return Coati(words, generation, str(standin(generation)))
 
 
 @contextmanager

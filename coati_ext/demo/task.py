@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 from torch import Tensor, nn
 
@@ -35,12 +35,20 @@ def quality(words: Sequence[str]) -> float:
     return sum((word in GOOD) - (word in BAD) for word in words) / len(words)
 
 
-def pairs(count: int, draw: random.Random) -> List[Dict[str, str]]:
-    """Records of upstream's reward data, in which the better answer is mostly the chosen one."""
+def pairs(
+    count: int, draw: random.Random, score: Callable[[Sequence[str]], float] = quality
+) -> List[Dict[str, str]]:
+    """Records of upstream's reward data, in which the better answer is mostly the chosen one.
+
+    Args:
+        count: how many.
+        draw: what they are drawn by.
+        score: of an answer's words; the higher, the better.
+    """
     found = []
     for _ in range(count):
         both = [answer(draw, draw.random(), draw.random()) for _ in range(2)]
-        both.sort(key=quality, reverse=draw.random() >= WRONG)
+        both.sort(key=score, reverse=draw.random() >= WRONG)
         chosen, rejected = (" " + " ".join(item) for item in both)
         found.append({"prompt": prompt(draw), "chosen": chosen, "rejected": rejected})
     return found

@@ -219,7 +219,7 @@ def _scored_at_once(frame: Frame, at_once: Optional[int]) -> Sequence[slice]:
     Ranks have to make as many forwards, since wrappers gather parameters and buffers in each.
     """
     rows = frame.sequences.size(0)
-    if at_once or tensors.is_compiling():
+    if at_once:
         return _slices(rows, at_once)
     ids, mask = host.array_of(frame.sequences), host.array_of(frame.attention_mask)
     wanted = math.ceil(unique_tokens(ids, mask) / _AT_ONCE)

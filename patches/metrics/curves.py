@@ -29,32 +29,20 @@ def _scores(sums: Sums) -> Curves:
     }
 
 
-def _returns(sums: Sums) -> Curves:
-    one = tensors.Joint(*sums)
-    return {"return_mean": one.mean, "return_spread": one.spread}
-
-
 def _answers(sums: Sums) -> Curves:
     both = tensors.Joint(*sums)
     return {"kl": both.mean, "missing_end": both.mean_second}
 
 
-def _ratios(sums: Sums) -> Curves:
-    both = tensors.Joint(*sums)
-    return {
-        "ratio_mean": both.mean,
-        "ratio_spread": both.spread,
-        "clip_share": both.mean_second,
-    }
+def _of(number: str, share: str = "") -> Callable[[Sums], Curves]:
+    """Mean and spread of a number, and the mean of the second one as a share."""
 
+    def curves(sums: Sums) -> Curves:
+        both = tensors.Joint(*sums)
+        found = {f"{number}_mean": both.mean, f"{number}_spread": both.spread}
+        return {**found, share: both.mean_second} if share else found
 
-def _margins(sums: Sums) -> Curves:
-    both = tensors.Joint(*sums)
-    return {
-        "margin_mean": both.mean,
-        "margin_spread": both.spread,
-        "accuracy": both.mean_second,
-    }
+    return curves
 
 
 def _pooled(sums: Sums) -> Curves:
@@ -73,10 +61,10 @@ _KINDS: Dict[str, Callable[[Sums], Curves]] = {
     "calibration": lambda sums: {"calibration_error": tensors.calibration_error(sums)},
     "change": lambda sums: {"step_kl": tensors.Joint(*sums).mean},
     "entropy": lambda sums: {"entropy": tensors.Joint(*sums).mean},
-    "margins": _margins,
+    "margins": _of("margin", "accuracy"),
     "pooled": _pooled,
-    "ratios": _ratios,
-    "returns": _returns,
+    "ratios": _of("ratio", "clip_share"),
+    "returns": _of("return"),
     "scores": _scores,
     "shift": lambda sums: {"batch_shift": tensors.Joint(*sums).root_mean_square},
     "used": _tokens,

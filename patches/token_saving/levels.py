@@ -9,7 +9,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Callable, Dict, Tuple
 from weakref import WeakKeyDictionary, WeakSet
 
-from coati_ext import announce, hookimpl, options, tensors
+from coati_ext import hookimpl, options, tensors
 from coati_ext.rollout.models import accepts, drops_out, frame_inputs
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def off(backbone: Any, input_ids: Tensor, attention_mask: Tensor, position_ids: 
     hidden: Tensor = backbone(input_ids, **inputs)["last_hidden_state"]
     if not tensors.is_compiling():
         from coati_ext.rollout.host import array_of
+        from coati_ext.rollout.packing.forward import tell_computed
 
-        real, columns = int(array_of(attention_mask).sum()), attention_mask.numel()
-        announce("tokens_computed", backbone=backbone, computed=columns, real=real, columns=columns)
+        tell_computed(backbone, attention_mask.numel(), array_of(attention_mask))
     return hidden
 
 
@@ -76,13 +76,13 @@ def _computed(
 
     While torch.compile is tracing no length is known, and every column is computed.
     """
-    from torch.nn.functional import pad
-
     if tensors.is_compiling():
         return off(backbone, input_ids, mask, position_ids)
     tokens = _warm_up(backbone)
     if not tokens:
         return level(backbone, input_ids, mask, position_ids)
+    from torch.nn.functional import pad
+
     rows, columns = mask.shape
     more = (max(tokens - columns, 0), 0, 0, 1)  # columns at the left, a row at the end
     input_ids, mask = pad(input_ids, more), pad(mask, more)
@@ -121,6 +121,21 @@ def _groups(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor
 def _packed(
     backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool = False
 ) -> Tensor:
+    from coati_ext.rollout.packing.attending import NotPackable
+
+    reason = _learnt.get(backbone) or _obstacle(backbone)
+    if reason:
+        raise NotPackable(reason)
+    return _tried(backbone, input_ids, mask, position_ids, share)
+
+
+def _prefix(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
+    return _packed(backbone, input_ids, mask, position_ids, share=True)
+
+
+def _tried(
+    backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor, share: bool
+) -> Tensor:
     """From one forward over real tokens; the first one shows whether the backbone can be packed.
 
     That one packs even rows without pads, so that all ranks learn the same by the same forward.
@@ -131,9 +146,6 @@ def _packed(
     from coati_ext.rollout.packing.attending import NotPackable
     from coati_ext.rollout.packing.forward import packed_states
 
-    reason = _learnt.get(backbone) or _obstacle(backbone)
-    if reason:
-        raise NotPackable(reason)
     dense = backbone in _learnt
     try:
         found = packed_states(backbone, input_ids, mask, position_ids, share, dense)
@@ -144,17 +156,13 @@ def _packed(
     return found
 
 
-def _prefix(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
-    return _packed(backbone, input_ids, mask, position_ids, share=True)
-
-
 def _auto(backbone: Any, input_ids: Tensor, mask: Tensor, position_ids: Tensor) -> Tensor:
     from coati_ext.rollout.packing.attending import NotPackable
 
     level, reason = highest(backbone)
     if level != "groups":
         try:
-            found = _packed(backbone, input_ids, mask, position_ids, share=level == "prefix")
+            found = _tried(backbone, input_ids, mask, position_ids, share=level == "prefix")
         except NotPackable as error:
             if not _learnt[backbone]:  # it could be packed before; other ranks go on without us
                 raise

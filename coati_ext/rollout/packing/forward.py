@@ -47,7 +47,7 @@ def packed_states(
     tree = prefix_tree(array_of(input_ids), real, share)
     if dense and len(tree.source) == input_ids.numel():
         hidden = _unmasked(backbone, input_ids, position_ids)
-        _tell(backbone, input_ids.numel(), real)
+        tell_computed(backbone, input_ids.numel(), real)
         return hidden
     source, target = (
         torch.from_numpy(item).to(input_ids.device) for item in (tree.source, tree.target)
@@ -63,7 +63,7 @@ def packed_states(
             f"{segments.asked} of its {backbone.config.num_hidden_layers} layers attend by "
             "scaled_dot_product_attention"
         )
-    _tell(backbone, len(tree.source), real)
+    tell_computed(backbone, len(tree.source), real)
     return _unpacked(hidden.squeeze(0), target)
 
 
@@ -97,11 +97,12 @@ def grouped_states(backbone: Any, input_ids: Tensor, mask: Tensor) -> Tensor:
         inputs = frame_inputs(backbone, torch.from_numpy(part).to(input_ids.device))
         found.append(backbone(ids, **inputs)["last_hidden_state"].flatten(0, 1))
         size += source.size
-    _tell(backbone, size, real)
+    tell_computed(backbone, size, real)
     return _unpacked(torch.cat(found), torch.from_numpy(where).to(input_ids.device))
 
 
-def _tell(backbone: Any, computed: int, real: numpy.ndarray) -> None:
+def tell_computed(backbone: Any, computed: int, real: numpy.ndarray) -> None:
+    """Tell the observers how many tokens were computed for a mask (B, S) of real ones."""
     announce(
         "tokens_computed",
         backbone=backbone,
