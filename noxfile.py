@@ -5,7 +5,7 @@ import os
 import nox
 
 nox.options.default_venv_backend = "venv"  # virtualenv no longer makes Python 3.8 environments
-nox.options.sessions = ["lint", "types", "current", "old"]
+nox.options.sessions = ["lint", "types", "docs", "current", "old"]
 # A machine without one of the interpreters is told so, and runs the rest.
 nox.options.error_on_missing_interpreters = False
 # Of some ten thousand modules of torch, transformers and Ray a run imports a tenth. Those are
@@ -33,6 +33,13 @@ def types(session: nox.Session) -> None:
     packages = ["mypy==2.4.1", "torch==2.13.0", "numpy", "pluggy", "rich", "packaging"]
     session.install(*UNCOMPILED, *packages)
     session.run("mypy")
+
+
+@nox.session(python="3.11")
+def docs(session: nox.Session) -> None:
+    """The site: a link or an anchor that leads nowhere and a page outside the nav are errors."""
+    session.install(".[docs]")
+    session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 
 @nox.session(python="3.11")

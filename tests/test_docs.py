@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 import shutil
@@ -14,12 +15,45 @@ from coati_ext.plugins import HOOKS
 from helpers import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {file.name: file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md")}
 
 
 @pytest.mark.parametrize("hook", HOOKS)
 def test_every_hook_has_a_heading_with_its_exact_signature(hook):
     arguments = ", ".join(inspect.signature(getattr(hookspecs, hook)).parameters)
     assert f"## {hook}({arguments})\n" in (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
+    (table,) = re.findall(r"^## What it repairs\n\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+    assert len(table.splitlines()) - 2 <= 10
+
+
+def test_the_readmes_links_lead_to_files():
+    links = re.findall(r"\]\((?!http)([\w./]+)", README)
+    assert len(links) > 20
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_page_has_its_place_in_the_nav_and_begins_with_its_title():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").split("\nnav:\n")[1]
+    assert sorted(re.findall(r": (\w+\.md)$", nav, flags=re.MULTILINE)) == sorted(PAGES)
+    assert [name for name, page in PAGES.items() if not page.startswith("# ")] == []
+
+
+def test_every_patch_has_a_page_with_its_options_its_source_and_how_to_leave_it_out():
+    from coati_ext.plan import make_plan
+
+    registry = make_plan().registry
+    for name, patch in registry.patches.items():
+        page = PAGES[f"{name}.md"]
+        assert f"COATI_EXT_SET={name}.enabled=false" in page
+        references = re.findall(r"#\d+|\d{4}\.\d{5}", patch.reference)
+        assert references
+        assert [item for item in references if item not in page] == []
+        options = [field.name for field in dataclasses.fields(registry.options[name])]
+        assert [option for option in options if f"| `{option}` |" not in page] == []
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -99,6 +133,15 @@ def test_the_readmes_plugin_runs_in_15_lines(upstream, tmp_path):
     (tmp_path / "mine.py").write_text(code)
     with coati_ext.applied({"plugins": ["./mine.py"]}):
         assert_padding_invariant(tiny_reward_model("llama"))
+
+
+@pytest.mark.once(why="a page's two files, on the stand-in that they name")
+def test_the_page_on_plugins_passes_its_own_test(bare_python):
+    named = r"```python\n(# (\w+\.py)\n.*?)```"
+    for code, name in re.findall(named, PAGES["plugins.md"], flags=re.DOTALL):
+        (bare_python.cwd / name).write_text(code)
+    told = bare_python.warm("-m", "pytest", "-p", "no:cacheprovider", "test_last_tokens.py").stdout
+    assert "2 passed" in told
 
 
 def test_the_example_plugin(upstream, tmp_path):
