@@ -13,6 +13,7 @@ nox.options.error_on_missing_interpreters = False
 UNCOMPILED = ["--no-compile"]
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
+RUFF = "ruff==0.17.6"
 CURRENT = (
     *("torch==2.13.0", "transformers==4.51.3", "setuptools<81"),
     *("psutil", "peft", "einops", "galore_torch"),  # what importing colossalai needs
@@ -22,7 +23,7 @@ CURRENT = (
 
 @nox.session(python="3.11")
 def lint(session: nox.Session) -> None:
-    session.install("ruff==0.17.6", "import-linter==2.17")
+    session.install(RUFF, "import-linter==2.17")
     session.run("ruff", "check", ".")
     session.run("ruff", "format", "--check", ".")
     session.run("lint-imports", "pyproject.toml")
@@ -38,7 +39,7 @@ def types(session: nox.Session) -> None:
 @nox.session(python="3.11")
 def docs(session: nox.Session) -> None:
     """The site: a link or an anchor that leads nowhere and a page outside the nav are errors."""
-    session.install(".[docs]")
+    session.install(*UNCOMPILED, ".[docs]", RUFF)  # which wraps long signatures
     session.run("mkdocs", "build", "--strict", "--site-dir", session.create_tmp())
 
 

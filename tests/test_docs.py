@@ -168,5 +168,7 @@ def test_every_public_name_is_there():
     for name in coati_ext.__all__:
         assert getattr(coati_ext, name) is not None
     assert set(coati_ext.__all__) == set(coati_ext._HOMES)
+    (documented,) = re.findall(r"::: coati_ext\n.*\n +members: \[(.*)\]", PAGES["api.md"])
+    assert sorted(documented.split(", ")) == sorted(coati_ext.__all__)
     with pytest.raises(AttributeError, match="no attribute 'enabel'"):
         coati_ext.enabel
