@@ -1,7 +1,7 @@
 """Compute real tokens only: pads cost nothing, and what rows share at their head is computed once.
 
 Reward model, critic, actor and reference ask for the last hidden states of their backbone by one
-hook. Here are its implementations, which all return the same numbers. See ``docs/performance.md``.
+hook. Here are its implementations, which all return the same numbers. See ``docs/token_saving.md``.
 """
 
 from __future__ import annotations
