@@ -8,6 +8,7 @@ import re
 import shutil
 
 import pytest
+import torch
 
 import coati_ext
 from coati_ext import hookspecs
@@ -142,6 +143,46 @@ def test_the_page_on_plugins_passes_its_own_test(bare_python):
         (bare_python.cwd / name).write_text(code)
     told = bare_python.warm("-m", "pytest", "-p", "no:cacheprovider", "test_last_tokens.py").stdout
     assert "2 passed" in told
+
+
+@pytest.mark.once(why="the steps of a rollout are the same on every stack")
+@pytest.mark.parametrize("grpo", [False, True])
+def test_the_page_on_plugins_changes_every_step(newest, tmp_path, capsys, grpo):
+    from coati_ext.testing import (
+        cpu_only,
+        experience_maker,
+        make_experience,
+        ppo_trainer,
+        tiny_models,
+        tiny_tokenizer,
+        training_step,
+    )
+
+    code = re.findall(r"```python\n(# every_step\.py\n.*?)```", PAGES["plugins.md"], re.DOTALL)
+    (tmp_path / "every_step.py").write_text(*code)
+    tokenizer, models = tiny_tokenizer(padding_side="left"), tiny_models()
+    group = {"use_grpo": True, "num_generation": 2} if grpo else {}
+    used = models._replace(critic=None) if grpo else models
+    prompts = torch.tensor([[0, 1, 9, 8], [1, 5, 7, 6]])
+
+    def made():
+        torch.manual_seed(0)
+        maker = experience_maker(used, tokenizer=tokenizer, kl_coef=0.1, **group)
+        return make_experience(maker, prompts, prompts != 0, tokenizer=tokenizer, max_length=48)
+
+    with cpu_only():
+        with coati_ext.applied():
+            before = made()
+        with coati_ext.applied({"plugins": ["./every_step.py"]}):
+            after = made()
+            told = capsys.readouterr().out
+            if not grpo:
+                trainer = ppo_trainer(models, tokenizer=tokenizer, max_length=48)
+                trainer.writer = None
+                training_step(trainer, after)
+    assert "rewards: " in told
+    assert not after.advantages.equal(before.advantages)
+    assert int(after.action_mask.sum(dim=1).max()) <= 32 < int(before.action_mask.sum(dim=1).max())
 
 
 def test_the_example_plugin(upstream, tmp_path):
