@@ -146,8 +146,9 @@ def test_the_page_on_plugins_passes_its_own_test(bare_python):
 
 
 @pytest.mark.once(why="the steps of a rollout are the same on every stack")
+@pytest.mark.generations("G4")
 @pytest.mark.parametrize("grpo", [False, True])
-def test_the_page_on_plugins_changes_every_step(newest, tmp_path, capsys, grpo):
+def test_the_page_on_plugins_changes_every_step(upstream, tmp_path, capsys, grpo):
     from coati_ext.testing import (
         cpu_only,
         experience_maker,
