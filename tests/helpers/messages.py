@@ -18,6 +18,7 @@ from helpers import ROOT
 GAP = "\0"
 LEAST = 12
 """Letters of the shortest piece of a message that a search can find it by."""
+_POINTS = " .,:;()"
 EXEMPT = {
     "coati_ext/patching/variants.py": "reads patches/upstream.toml, which maintainers write",
     "coati_ext/testing/standins": "has upstream's own errors",
@@ -47,8 +48,9 @@ class Function(NamedTuple):
 
 
 def fragments(text: str) -> List[str]:
-    """The pieces of a message between its gaps, without the space around them."""
-    return [" ".join(part.split()) for part in re.split(rf"{GAP}|\.\.\.|\n", text) if part.strip()]
+    """The pieces of a message between its gaps, without the space and points around them."""
+    parts = (" ".join(part.split()) for part in re.split(rf"{GAP}|\.\.\.|\n", text))
+    return [part.strip(_POINTS) for part in parts if part.strip(_POINTS)]
 
 
 def longest(text: str) -> str:
@@ -94,6 +96,17 @@ class Source:
                     elif isinstance(target, ast.Attribute):
                         self.attributes[where.file, target.attr].append((child.value, where))
             self._index(child, inner)
+
+    def words(self) -> List[str]:
+        """Every piece of every text in the source, docstrings aside, the longest first."""
+        docstrings = {id(node.value) for node, _ in self.nodes if isinstance(node, ast.Expr)}
+        texts = [
+            node.value
+            for node, _ in self.nodes
+            if isinstance(node, ast.Constant) and isinstance(node.value, str)
+            if id(node) not in docstrings
+        ]
+        return sorted({piece for text in texts for piece in fragments(text)}, key=len)[::-1]
 
     def messages(self) -> Dict[str, str]:
         """Each message that a search can find, and the file that it is written in."""
