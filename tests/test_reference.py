@@ -1,4 +1,4 @@
-"""``docs/cli.md`` has the help texts, and ``docs/settings.md`` the settings, as the code has them."""
+"""``docs/cli.md`` has the help texts and ``docs/settings.md`` the settings that the code has."""
 
 from __future__ import annotations
 

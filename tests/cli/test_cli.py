@@ -293,7 +293,10 @@ def test_a_patch_without_sites_says_what_it_serves(cli, upstream, monkeypatch):
         (["run", "--", "torchrn"], "no command torchrn on PATH; did you mean torchrun?"),
         (["bench", "--rounds", "0"], "'0': expected a whole number, 1 or more"),
         (
-            [*"migrate a --pretrained b --data c --output d --batch-size 0".split()],
+            [
+                *["migrate", "a", "--pretrained", "b", "--data", "c", "--output", "d"],
+                *["--batch-size", "0"],
+            ],
             "--batch-size 0: expected a whole number, 1 or more",
         ),
         (["run", "--set", "lam", "--", "true"], "lam: wants section.key=value"),

@@ -148,9 +148,9 @@ def test_families_have_tiny_models(upstream):
 
 
 def test_a_wrong_name_is_told_with_the_nearest():
-    with pytest.raises(ValueError, match="unknown model family 'gtp2', only .*mean gpt2?"):
+    with pytest.raises(ValueError, match=r"unknown model family 'gtp2', only .*mean gpt2\?"):
         tiny_config("gtp2")
-    with pytest.raises(ValueError, match="no layout lft, only .*did you mean left?"):
+    with pytest.raises(ValueError, match=r"no layout lft, only .*did you mean left\?"):
         assert_padding_invariant(last_token, only=["lft"])
 
 
