@@ -106,7 +106,8 @@ class Source:
             if isinstance(node, ast.Constant) and isinstance(node.value, str)
             if id(node) not in docstrings
         ]
-        return sorted({piece for text in texts for piece in fragments(text)}, key=len)[::-1]
+        pieces = {piece for text in texts for piece in fragments(text)}
+        return sorted(pieces, key=len, reverse=True)
 
     def messages(self) -> Dict[str, str]:
         """Each message that a search can find, and the file that it is written in."""
@@ -131,15 +132,10 @@ class Source:
                 yield node.value, where.file
             return
         if isinstance(node, ast.JoinedStr):
-            yield (
-                "".join(
-                    part.value if isinstance(part, ast.Constant) else GAP for part in node.values
-                ),
-                where.file,
-            )
-            more: List[ast.AST] = [
-                part.value for part in node.values if isinstance(part, ast.FormattedValue)
-            ]
+            parts = [getattr(part, "value", "") for part in node.values]
+            words = (it.value if isinstance(it, ast.Constant) else GAP for it in node.values)
+            yield "".join(words), where.file
+            more: List[ast.AST] = [part for part in parts if isinstance(part, ast.AST)]
         elif isinstance(node, ast.Name):
             yield from self._named(node.id, where, seen)
             return
@@ -220,7 +216,7 @@ def _leaves(node: ast.AST, where: Function) -> Iterator[ast.AST]:
             ast.unparse(item.value) == "sys.stderr" for item in node.keywords
         )
         gathered = isinstance(owner, ast.Name) and owner.id in GATHERED and name == "append"
-        if name in ("warn", "note") or (name == "print" and to_stderr) or gathered:
+        if name in ("warn", "note", "__init__") or (name == "print" and to_stderr) or gathered:
             yield from node.args[:1]
         elif name in REPORTED:
             yield from node.args
