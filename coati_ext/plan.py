@@ -214,7 +214,13 @@ def _pick(
     for hook, items in offers.items():
         by_name = {item.name: item for item in items}
         if len(by_name) < len(items):
-            raise ConfigError(f"two plugins offer {hook} under one name: {sorted(by_name)}")
+            names = [item.name for item in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            told = " and ".join(item.told(hook) for item in items if item.name == twice)
+            raise ConfigError(
+                f"two plugins offer {hook} under the name {twice}: {told}. Rename one of these "
+                f"functions, and mark it by @hookimpl(specname={hook!r})"
+            )
         mine = [item for item in items if not item.plugin.builtin]
         if hook in settings.use:
             if settings.use[hook].value in by_name:  # else it is of a plugin that is not loaded

@@ -260,7 +260,10 @@ class _Session:
             for step in steps if _executed(name) else ():
                 write = written(step, self.ledger)
                 if write is None:
-                    lost[step.site.target] = "its module was executed past coati-ext"
+                    lost[step.site.target] = (
+                        "its module was executed again unseen by coati-ext, and holds upstream's "
+                        "function: call coati_ext.enable() again"
+                    )
                 elif not write.in_force:
                     lost[step.site.target] = f"overwritten: it is now {described(write.held)}"
         return lost

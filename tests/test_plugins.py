@@ -54,6 +54,19 @@ def test_a_single_file_wins_over_the_built_in():
     assert plan.choices["pool_reward"].name == "first_token"
 
 
+def test_two_implementations_of_one_name_are_told_with_their_places():
+    named = POOL.replace("@hookimpl", "@hookimpl(specname='pool_reward')").replace(
+        "def pool_reward", "def mine"
+    )
+    with pytest.raises(ConfigError) as caught:
+        plan_with(write("one.py", named), write("two.py", named))
+    told = str(caught.value)
+    assert told.startswith("two plugins offer pool_reward under the name mine: ")
+    assert "of plugin one (" in told
+    assert "of plugin two (" in told
+    assert told.endswith("and mark it by @hookimpl(specname='pool_reward')")
+
+
 def test_a_module_on_the_path(monkeypatch, tmp_path):
     write("my_hooks.py", POOL)
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -474,6 +474,17 @@ def test_a_purged_coati_is_patched_when_it_is_imported_again(upstream):
         assert loss.forward.__module__ == "coati.models.loss"
 
 
+def test_a_module_that_was_executed_unseen_is_told_and_can_be_patched_again(upstream):
+    import_all()
+    coati_ext.enable()
+    loss = sys.modules["coati.models.loss"]
+    loss.__loader__.exec_module(loss)
+    lost = in_coati(coati_ext.status(), "refused")
+    assert {row.target.split(":")[0] for row in lost} == {"coati.models.loss"}
+    assert all("executed again unseen by coati-ext" in row.reason for row in lost)
+    assert not in_coati(coati_ext.enable(), "refused")
+
+
 def test_a_reload_of_edited_source_is_stopped_and_undoes_all(upstream, tmp_path, monkeypatch):
     folder = tmp_path / "edited"
     shutil.copytree(str(upstream.package), str(folder / "coati"))

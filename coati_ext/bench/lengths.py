@@ -124,9 +124,12 @@ def read(file: Path, tokenizer: Any, words: Vocabulary) -> List[Pair]:
                 pairs.append(_pair(json.loads(line), tokenizer, words))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 reason = f"{type(error).__name__}: {error}"
-                raise InputError(f"{file}, line {number}: no preference pair: {reason}") from None
+                raise InputError(
+                    f"{file}, line {number} is no preference pair: {reason}: expected prompt, "
+                    "chosen and rejected, as texts or as numbers of tokens"
+                ) from None
     if not pairs:
-        raise InputError(f"{file} has no lines")
+        raise InputError(f"{file} has no lines: expected a preference pair in each")
     return pairs
 
 

@@ -218,7 +218,7 @@ def _parsed(text: str, source: str) -> Tuple[Stamp, Dict[str, str]]:
     seals = content.get("weights")
     texts = isinstance(seals, dict) and all(isinstance(item, str) for item in seals.values())
     if not texts or not seal.known(seals):
-        raise _corrupt(source, f"it seals no weights: {shown(seals)}")
+        raise _corrupt(source, f"expected the seal of each file of weights, found {shown(seals)}")
     if not seal.sampled(seals) and _CHECKSUM not in content:
         raise _corrupt(source, "its checksum is missing")
     return stamp, seals

@@ -117,34 +117,51 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=help, description=help)
         sub.set_defaults(command=command, view=view)
         if view is not None:
-            sub.add_argument("--json", action="store_true", help="print the facts as JSON")
+            sub.add_argument("--json", action="store_true", help="print the result as JSON")
         if command in LOOKS:
-            told = "run no plugin, and show each as not loaded"
+            told = "load no plugin of yours; show each as not loaded"
             sub.add_argument("--no-plugins", action="store_true", help=told)
         return sub
 
-    sub = add("doctor", "what is wrong here and what would be right", doctor.facts, doctor.view)
+    sub = add("doctor", "check the installation and this coati", doctor.facts, doctor.view)
     sub.add_argument(
-        "--live", action="store_true", help="measure each defect before and after (imports torch)"
+        "--live", action="store_true", help="also measure each bug, patches off and on (2 minutes)"
     )
     add("list", "the patches: on or off, and why", read.list_facts, read.list_view)
-    add("plan", "a dry run, target by target", read.plan_facts, read.plan_view)
+    add(
+        "plan",
+        "a dry run: what would be patched, function by function",
+        read.plan_facts,
+        read.plan_view,
+    )
     sub = add("explain", "a patch or a hook in detail", read.explain_facts, read.explain_view)
-    sub.add_argument("name", metavar="NAME")
-    sub = add("diff", "upstream's functions against ours", read.diff_facts, read.diff_view)
-    sub.add_argument("name", metavar="NAME")
-    add("config", "the settings in force and their origin", read.config_facts, read.config_view)
-    sub = add("plugins", "the plugins and their hooks", read.plugins_facts, read.plugins_view)
+    sub.add_argument("name", metavar="NAME", help="the patch, or the hook")
+    told = "upstream's functions against those of a patch, line by line"
+    sub = add("diff", told, read.diff_facts, read.diff_view)
+    sub.add_argument("name", metavar="NAME", help="the patch")
+    add(
+        "config",
+        "every setting, its value and where it was set",
+        read.config_facts,
+        read.config_view,
+    )
+    sub = add(
+        "plugins", "the plugins found, and their hooks", read.plugins_facts, read.plugins_view
+    )
     sub.add_argument("--hook", metavar="HOOK", help="only those that implement this hook")
     sub = add("run", "check the plan, then run a command with the patches on", run.run, None)
     run.add_arguments(sub)
-    sub = add("demo", "what is wrong and what changes, on tiny models", demo.facts, demo.view)
+    sub = add(
+        "demo", "train tiny models with the patches off and on, and compare", demo.facts, demo.view
+    )
     demo.add_arguments(sub)
     sub = add("show", "the layout of a batch, upstream's beside ours", show.facts, show.view)
     show.add_arguments(sub)
-    sub = add("bench", "what saving tokens is worth, measured here", bench.facts, bench.view)
+    sub = add(
+        "bench", "measure the time and memory that token_saving saves here", bench.facts, bench.view
+    )
     bench.add_arguments(sub)
-    sub = add("plot", "the curves of trainings, from their logs", plot.facts, plot.view)
+    sub = add("plot", "draw the curves of trainings from their logs", plot.facts, plot.view)
     plot.add_arguments(sub)
     sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)
     migrate.add_arguments(sub)

@@ -27,14 +27,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, metavar="PATH", help="a Hugging Face folder or configuration file")
     add("--data", type=Path, metavar="FILE", help="preference pairs or their lengths, JSONL")
-    add("--stage", action="append", choices=STAGES, help="may be repeated (default: all)")
-    add("--levels", help="of token_saving, with commas (default: all)")
-    add("--rounds", type=_positive, default=3, help="(default: 3)")
+    add(
+        "--stage",
+        action="append",
+        choices=STAGES,
+        help="what to measure (repeatable; default: all)",
+    )
+    add("--levels", help="of token_saving, separated by commas (default: all)")
+    add("--rounds", type=_positive, default=3, help="measurements of each (default: 3)")
     add("--batch", type=_positive, default=8, help="pairs, or rows of PPO (default: 8)")
     add("--length", type=_positive, default=512, help="columns upstream pads to (default: 512)")
     add("--scale", type=float, default=1.0, help="multiplies the drawn lengths (default: 1)")
-    add("--device", choices=("cpu", "cuda"), help="(default: cuda where there is one)")
-    add("--longest", action="store_true", help="the longest row in upstream's memory, too")
+    add("--device", choices=("cpu", "cuda"), help="where to run (default: cuda where there is one)")
+    add(
+        "--longest",
+        action="store_true",
+        help="also find the longest row that fits into upstream's memory",
+    )
     add("--out", type=Path, metavar="FOLDER", help="write bench.json and bench.png there")
 
 
@@ -217,5 +226,5 @@ def _span(values: List[float]) -> str:
 
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
-        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+        raise ArgumentTypeError(f"{text!r}: expected a whole number, 1 or more")
     return int(text)

@@ -25,13 +25,27 @@ _FLAGS = {"off": "0", "on": "1"}
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("--generation", choices=GENERATIONS, help="a stand-in, even if a coati is installed")
-    add("--family", default="gpt2", help="the models (default: gpt2)")
-    add("--pairs", type=int, default=1500, help="for the reward model (default: 1500)")
-    add("--episodes", type=int, default=8, help="of PPO (default: 8)")
-    add("--seeds", type=int, default=3, help="PPO runs (default: 3)")
-    add("--seed", type=int, default=0, help="the first of them (default: 0)")
-    add("--out", type=Path, default=Path("coati-ext-demo"), metavar="FOLDER", help="for pictures")
+    add("--generation", choices=GENERATIONS, help="use a stand-in for this generation of coati")
+    add("--family", default="gpt2", help="family of the tiny models (default: gpt2)")
+    add(
+        "--pairs",
+        type=int,
+        default=1500,
+        metavar="N",
+        help="preference pairs for the reward model (default: 1500)",
+    )
+    add(
+        "--episodes", type=int, default=8, metavar="N", help="episodes of each PPO run (default: 8)"
+    )
+    add("--seeds", type=int, default=3, metavar="N", help="PPO runs, a seed each (default: 3)")
+    add("--seed", type=int, default=0, help="the first seed (default: 0)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("coati-ext-demo"),
+        metavar="FOLDER",
+        help="where the pictures go (default: coati-ext-demo)",
+    )
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:

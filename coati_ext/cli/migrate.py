@@ -19,21 +19,39 @@ def add_arguments(parser: ArgumentParser) -> None:
         "checkpoint", metavar="CHECKPOINT", help="the reward model: a file, or a folder of shards"
     )
     parser.add_argument(
-        "--pretrained", required=True, metavar="NAME", help="whose configuration the backbone has"
+        "--pretrained",
+        required=True,
+        metavar="NAME",
+        help="the model that the backbone was made from",
     )
     parser.add_argument(
-        "--data", required=True, metavar="FILE", help="JSON Lines of prompt, chosen, rejected"
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="pairs to fit to: JSON Lines of prompt, chosen, rejected",
     )
     parser.add_argument("--output", required=True, metavar="FILE", help="the new checkpoint")
     parser.add_argument(
-        "--tokenizer", metavar="NAME", help="as it was in training (default: of --pretrained)"
+        "--tokenizer",
+        metavar="NAME",
+        help="the one of its training (default: that of --pretrained)",
     )
-    parser.add_argument("--max-length", type=int, default=512, help="tokens a row (default: 512)")
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        default=512,
+        help="most tokens of a row, as in its training (default: 512)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="pairs at a time (default: 8)")
     parser.add_argument(
-        "--held-out", type=float, default=0.1, help="share of pairs to measure with (default: 0.1)"
+        "--held-out",
+        type=float,
+        default=0.1,
+        help="share of the pairs that only measures (default: 0.1)",
     )
-    parser.add_argument("--device", default="auto", help="default: CUDA where there is one")
+    parser.add_argument(
+        "--device", default="auto", help="where to run (default: CUDA where there is one)"
+    )
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
@@ -48,7 +66,8 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
             raise ConfigError(f"migrate needs {package}: run it where the model was trained")
     for name in ("max_length", "batch_size"):
         if getattr(options, name) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {getattr(options, name)}: at least 1")
+            told = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise ConfigError(f"{told}: expected a whole number, 1 or more")
     from coati_ext.checkpoints.migrate import Task, migrate
 
     task = Task(

@@ -23,7 +23,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="a log_dir, or an event file of TensorBoard",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("curves.png"), metavar="FILE", help="(default: curves.png)"
+        "--out",
+        type=Path,
+        default=Path("curves.png"),
+        metavar="FILE",
+        help="the picture (default: curves.png)",
     )
 
 

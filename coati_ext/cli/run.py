@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, NoReturn, Sequence, Tuple
 
 from coati_ext import __version__
-from coati_ext.errors import ConfigError, RefusedError
+from coati_ext.errors import ConfigError, RefusedError, nearest
 from coati_ext.launch import installation, ray
 from coati_ext.launch.flag import says_off
 from coati_ext.plan import make_plan
@@ -22,17 +22,23 @@ def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     parser.usage = "coati-ext run [--patch NAME] [--set KEY=VALUE] [--config FILE] -- COMMAND ..."
     parser.add_argument(
-        "--patch", metavar="NAME", action="append", default=[], help="only this patch (repeatable)"
+        "--patch",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="switch on only this patch (repeatable)",
     )
     parser.add_argument(
         "--set",
         metavar="KEY=VALUE",
         action="append",
         default=[],
-        help="a setting, as in eos_pooling.pooling=eos (repeatable)",
+        help="a setting, such as eos_pooling.pooling=eos (repeatable)",
     )
-    parser.add_argument("--config", metavar="FILE", help="a configuration file")
-    parser.add_argument("arguments", metavar="COMMAND", nargs=REMAINDER)
+    parser.add_argument("--config", metavar="FILE", help="read this file instead of coati-ext.toml")
+    parser.add_argument(
+        "arguments", metavar="COMMAND", nargs=REMAINDER, help="what starts your training"
+    )
 
 
 def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
@@ -46,7 +52,8 @@ def run(options: Namespace) -> Tuple[int, Dict[str, Any]]:
     if not command:
         raise ConfigError("nothing to run: coati-ext run -- python train.py")
     if shutil.which(command[0]) is None:
-        raise ConfigError(f"no command {command[0]} on PATH")
+        likely = nearest(command[0], ("python", "torchrun", "colossalai", "accelerate", "ray"))
+        raise ConfigError(f"no command {command[0]} on PATH{likely}")
     entries = _entries(options)
     if options.config:  # takes precedence over the settings frozen by an outer `coati-ext run`
         os.environ.pop(FROZEN, None)

@@ -20,14 +20,32 @@ PICTURES = (".png", ".svg")
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
     add = parser.add_argument
-    add("file", nargs="?", type=Path, metavar="FILE", help="records or a captured batch")
-    add("--tokenizer", type=Path, metavar="FOLDER", help="of Hugging Face, for FILE")
-    add("--pad", type=int, metavar="ID", help="of FILE without a tokenizer (default: 0)")
-    add("--eos", type=int, metavar="ID", help="of FILE without a tokenizer (default: 2)")
-    add("--max-length", type=int, metavar="COLUMNS", help="coati's (default: a few to spare)")
-    add("--rows", type=int, default=4, help="records of FILE to show (default: 4)")
-    add("--generation", choices=GENERATIONS, help="a stand-in, even if a coati is installed")
-    add("--out", type=Path, metavar="FILE", help="a picture of the first batch, .png or .svg")
+    add(
+        "file",
+        nargs="?",
+        type=Path,
+        metavar="FILE",
+        help="a file of records, or a batch captured from a job",
+    )
+    add(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="the Hugging Face tokenizer of FILE's texts",
+    )
+    add("--pad", type=int, metavar="ID", help="pad id of FILE, without --tokenizer (default: 0)")
+    add("--eos", type=int, metavar="ID", help="EOS id of FILE, without --tokenizer (default: 2)")
+    told = "max_length of coati (default: a little more than the rows need)"
+    add("--max-length", type=int, metavar="COLUMNS", help=told)
+    add(
+        "--rows",
+        type=int,
+        default=4,
+        metavar="N",
+        help="how many rows of FILE to show (default: 4)",
+    )
+    add("--generation", choices=GENERATIONS, help="show a stand-in for this generation of coati")
+    add("--out", type=Path, metavar="FILE", help="draw the first batch, as .png or .svg")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:

@@ -95,12 +95,12 @@ def refusal(found: Sequence[Union[Step, Reading]]) -> Optional[RefusedError]:
     told = "\n".join(f"{item.patch}: {item.reason}" for item in refused)
     names = ",".join(sorted({item.patch for item in refused}))
     changed = [item.patch for item in refused if isinstance(item, Step)]
-    both = f" `coati-ext diff {changed[0]}` shows both versions." if changed else ""
+    lines = f" `coati-ext diff {changed[0]}` marks your lines with `!`." if changed else ""
     return RefusedError(
         f"coati-ext refuses to patch code that it does not know, and has patched nothing.\n{told}\n"
         'Ways out: restore the upstream function; set policy = "structural" '
         "(COATI_EXT_SET=policy=structural) if your edit keeps the function's interface and the "
-        f"patch may replace it or build on it; or leave the patch out ({_without(names)}).{both}"
+        f"patch may replace it or build on it; or leave the patch out ({_without(names)}).{lines}"
     )
 
 

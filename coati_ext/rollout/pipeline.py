@@ -196,7 +196,8 @@ def _room(request: Request, width: int) -> int:
         longest = request.generate_kwargs["max_length"]
     except KeyError:
         raise ValueError(
-            "make_experience has no max_length: expected the longest prompt and answer together"
+            "make_experience was called without max_length: expected the most tokens that prompt "
+            "and answer may have together"
         ) from None
     given = request.input_ids.size(1)
     asked = request.generate_kwargs.get("max_new_tokens") or longest - given

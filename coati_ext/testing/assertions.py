@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterator, List, Optional, Sequence
 import torch
 from torch import nn
 
+from coati_ext.errors import nearest
 from coati_ext.testing.padding import Row, layouts, pad_rows, random_rows
 
 Scorer = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -48,7 +49,8 @@ def assert_padding_invariant(
     batches = {name: (ids, mask) for name, ids, mask in _layouts(rows, pad_token_id, width)}
     unknown = set(only or ()) - set(batches)
     if unknown:
-        raise ValueError(f"no layouts {sorted(unknown)}, only {', '.join(batches)}")
+        name = min(unknown)
+        raise ValueError(f"no layout {name}, only {', '.join(batches)}{nearest(name, batches)}")
     with _scoring(model) as score:
         alone = _alone(score, rows)
         complaints = []

@@ -9,6 +9,8 @@ import torch
 import transformers
 from torch import nn
 
+from coati_ext.errors import nearest
+
 
 class _Family(NamedTuple):
     config: str
@@ -72,7 +74,10 @@ def tiny_config(
         ValueError: the installed transformers has no such family.
     """
     if family not in families():
-        raise ValueError(f"unknown model family {family!r}; choose from {', '.join(families())}")
+        raise ValueError(
+            f"unknown model family {family!r}, only {', '.join(families())}"
+            f"{nearest(family, families())}"
+        )
     it = _FAMILIES[family]
     sizes = {
         "width": hidden_size,

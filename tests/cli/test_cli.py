@@ -290,6 +290,15 @@ def test_a_patch_without_sites_says_what_it_serves(cli, upstream, monkeypatch):
         (["plugins", "--hook", "pool_rewards"], "did you mean pool_reward?"),
         (["run"], "nothing to run"),
         (["run", "--", "no-such-command"], "no command no-such-command on PATH"),
+        (["run", "--", "torchrn"], "no command torchrn on PATH; did you mean torchrun?"),
+        (["bench", "--rounds", "0"], "'0': expected a whole number, 1 or more"),
+        (
+            [
+                *["migrate", "a", "--pretrained", "b", "--data", "c", "--output", "d"],
+                *["--batch-size", "0"],
+            ],
+            "--batch-size 0: expected a whole number, 1 or more",
+        ),
         (["run", "--set", "lam", "--", "true"], "lam: wants section.key=value"),
         (["run", "--set", "eos_pooling.pooling=min", "--", "true"], "(coati-ext run --set)"),
         (["doctr"], "invalid choice: 'doctr'"),
@@ -428,6 +437,7 @@ def test_a_refusal_is_told_once(edited, tmp_path):
     done = Python(tmp_path, tmp_path)("-c", script, check=False, COATI_EXT="1")
     assert done.returncode == 1
     assert done.stderr.count("coati-ext refuses to patch code that it does not know") == 1
+    assert "`coati-ext diff eos_pooling` marks your lines with `!`." in done.stderr
 
 
 def test_piping_into_head_is_no_error(python):

@@ -147,6 +147,13 @@ def test_families_have_tiny_models(upstream):
         assert rewards.shape == (9,)
 
 
+def test_a_wrong_name_is_told_with_the_nearest():
+    with pytest.raises(ValueError, match=r"unknown model family 'gtp2', only .*mean gpt2\?"):
+        tiny_config("gtp2")
+    with pytest.raises(ValueError, match=r"no layout lft, only .*did you mean left\?"):
+        assert_padding_invariant(last_token, only=["lft"])
+
+
 def test_importing_the_kit_imports_no_torch(bare_python):
     script = "import sys, coati_ext.testing; assert 'torch' not in sys.modules"
     bare_python("-c", script)

@@ -607,6 +607,11 @@ class TestTraining:
         assert losses[-1]["loss"] == 0
         assert all(p.isfinite().all() for p in trainer.actor.parameters())
 
+    def test_says_what_max_length_is_where_none_is_given(self, on, plain):
+        trainer, _ = grpo_trainer(apart(), plain)
+        with pytest.raises(ValueError, match="expected the most tokens that prompt and answer may"):
+            make_experience(trainer.experience_maker, *prompts(plain, [[3]], 1), tokenizer=plain)
+
     def test_learns_from_pretraining_data_as_well(self, on, plain):
         models = apart()
         trainer, metrics = grpo_trainer(models, plain, ptx_coef=0.5, lr=0.0)
