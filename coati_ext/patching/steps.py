@@ -94,8 +94,8 @@ def refusal(found: Sequence[Union[Step, Reading]]) -> Optional[RefusedError]:
         return None
     told = "\n".join(f"{item.patch}: {item.reason}" for item in refused)
     names = ",".join(sorted({item.patch for item in refused}))
-    changed = [item.patch for item in refused if isinstance(item, Step)]
-    lines = f" `coati-ext diff {changed[0]}` marks your lines with `!`." if changed else ""
+    edits = [item.patch for item in refused if isinstance(item, Step) and item.edit]
+    lines = f" `coati-ext diff {edits[0]}` marks your lines with `!`." if edits else ""
     return RefusedError(
         f"coati-ext refuses to patch code that it does not know, and has patched nothing.\n{told}\n"
         'Ways out: restore the upstream function; set policy = "structural" '

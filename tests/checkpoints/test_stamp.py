@@ -209,6 +209,18 @@ def test_what_is_no_file_in_the_place_of_a_stamp_is_told(tmp_path, kind):
         stamp.read(tmp_path)
 
 
+def test_a_stamp_file_without_seals_says_what_was_expected(tmp_path):
+    (tmp_path / "rm.bin").write_bytes(b"weights")
+    stamp.write(tmp_path, SOME)
+    content = json.loads((tmp_path / stamp.FILE).read_text())
+    rest = {**SOME.as_dict(), "weights": {"rm.bin": "none"}}
+    assert content.keys() == stamp._signed(rest).keys()
+    (tmp_path / stamp.FILE).write_text(json.dumps(stamp._signed(rest)))
+    told = "expected the seal of each file of weights, found {'rm.bin': 'none'}"
+    with pytest.raises(StampError, match=re.escape(told)):
+        stamp.read(tmp_path)
+
+
 def test_a_stamp_inside_that_is_not_the_one_beside_is_of_weights_saved_later(tmp_path):
     """By ``torch.save``, which knows nothing of the file beside; the same one is of neither."""
     file = tmp_path / "rm.bin"
