@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from inspect import signature
-from typing import Any, Callable, Iterator, Mapping
+from typing import Any, Callable, Iterator, Mapping, Optional
 
 from coati_ext.errors import ConfigError
 
@@ -42,12 +43,32 @@ def _reasons(given: Mapping[str, Any]) -> Iterator[str]:
             f"num_generations = {given['num_generations']}: a group of one answer has no "
             "deviation, and its advantage is nan: expected 2 or more"
         )
+    if given["save_interval"] == 0:
+        yield (
+            "save_interval = 0: upstream divides the number of a step by it: expected more than "
+            "there are steps where nothing is to be saved"
+        )
+    split = [name for name in ("tp_size", "pp_size") if given["plugin_config"].get(name, 1) > 1]
+    if split and _family(given["train_model_config"]["path"]) == "gpt2":
+        yield (
+            f"{' and '.join(split)} with GPT-2: ColossalAI's forward of a part of it fails without "
+            "labels, in a pipeline on the last stage, for which the others wait: expected 1"
+        )
     for name in ("inference_model_config", "train_model_config"):
         if given[name].get("checkpoint_path") is not None:
             yield (
                 f"{name}['checkpoint_path']: after a resume the producers end the episode before "
                 "the consumers, which wait for ever: start from the saved weights as a new run"
             )
+
+
+def _family(path: str) -> Optional[str]:
+    """The family of a model, unless it cannot be told here; then the actors will say why."""
+    from transformers import AutoConfig
+
+    with suppress(OSError, ValueError):
+        return str(AutoConfig.from_pretrained(path).model_type)
+    return None
 
 
 def _reasons_of_saving(given: Mapping[str, Any]) -> Iterator[str]:

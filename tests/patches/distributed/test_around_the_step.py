@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import threading
-import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,14 @@ import torch
 
 import coati_ext
 from coati_ext.errors import ConfigError, RefusedError
-from coati_ext.testing import cpu_only, grpo_consumer, has_distributed, sampled, tiny_tokenizer
+from coati_ext.testing import (
+    cpu_only,
+    grpo_consumer,
+    has_distributed,
+    importable_rewards,
+    sampled,
+    tiny_tokenizer,
+)
 from helpers.policies import PROMPTS, language_model
 
 pytestmark = [
@@ -27,18 +32,11 @@ PACKAGES = ("coati.distributed", "coati.distributed.zero_bubble")
 
 
 @pytest.fixture(autouse=True)
-def _there(upstream, monkeypatch):
-    """What upstream's rewards import to judge mathematics is not needed to judge programs."""
+def _there(upstream):
     if not has_distributed():
         pytest.skip("coati.distributed, or what it imports, is not here")
-    for name, parts in {
-        "math_verify": ("ExprExtractionConfig", "LatexExtractionConfig", "parse", "verify"),
-        "latex2sympy2_extended": ("NormalizationConfig",),
-        "pyext": ("RuntimeModule",),
-    }.items():
-        module = types.ModuleType(name)
-        vars(module).update(dict.fromkeys(parts))
-        monkeypatch.setitem(sys.modules, name, module)
+    with importable_rewards():
+        yield
 
 
 # --- vLLM ----------------------------------------------------------------------------------------
@@ -237,6 +235,7 @@ GIVEN = {
         ({"num_generations": 1}, "num_generations = 1: a group of one answer"),
         ({"train_model_config": {"checkpoint_path": "c"}}, "wait for ever"),
         ({"project_name": None}, "project_name = None, which is the default"),
+        ({"save_interval": 0}, "save_interval = 0: upstream divides"),
     ],
 )
 def test_a_run_that_would_not_end_well_is_refused(on, name, changed, told):
@@ -244,6 +243,16 @@ def test_a_run_that_would_not_end_well_is_refused(on, name, changed, told):
     write_prompts(3)
     with pytest.raises(ConfigError, match=told):
         module.launch_distributed(**{**GIVEN, **changed})
+
+
+@pytest.mark.parametrize("name", ["launch", "launch_zero_bubble"])
+@pytest.mark.parametrize("split", ["tp_size", "pp_size"])
+def test_a_gpt2_that_is_split_is_refused(on, name, split):
+    module = importlib.import_module(f"coati.distributed.{name}")
+    write_prompts(3)
+    language_model("gpt2").config.save_pretrained("m")
+    with pytest.raises(ConfigError, match=f"{split} with GPT-2"):
+        module.launch_distributed(**{**GIVEN, "plugin_config": {split: 2}})
 
 
 def write_prompts(count):

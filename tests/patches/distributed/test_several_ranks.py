@@ -156,6 +156,18 @@ def test_two_stages_have_the_gradient_of_one(train, family):
     assert found[1][1] == pytest.approx(loss, abs=1e-6)
 
 
+@pytest.mark.parametrize("split", [{"tp_size": 2}, STAGES])
+def test_colossalai_splits_no_gpt2_that_has_no_labels(train, split):
+    """For which `launch_distributed` is refused."""
+    with pytest.raises(AssertionError, match="UnboundLocalError"):
+        train(2, split, family="gpt2")
+
+
+def test_without_the_patch_a_pipeline_with_data_parallelism_dies(train):
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        train(4, STAGES, on=False)
+
+
 def test_two_stages_on_two_data_parallel_ranks_finish_two_updates(train):
     right, _ = alone(updates=2)
     found = train(4, STAGES, updates=2)
