@@ -156,6 +156,29 @@ def test_two_stages_have_the_gradient_of_one(train, family):
     assert found[1][1] == pytest.approx(loss, abs=1e-6)
 
 
+def save(rank):
+    """What the booster of a process that has the whole model says to a state_dict."""
+    from colossalai.booster import Booster
+    from colossalai.booster.plugin import HybridParallelPlugin
+
+    with cpu_only(), cpu_plugins():
+        boosted = []
+        for multiple in (1, 64):
+            policy = language_model("llama", vocab_size=120)
+            given = {**ONE, "make_vocab_size_divisible_by": multiple}
+            optimizer = torch.optim.SGD(policy.parameters(), lr=1.0)
+            booster = Booster(plugin=HybridParallelPlugin(**given))
+            boosted.append(booster.boost(policy, optimizer)[0].unwrap())
+        assert boosted[0].state_dict()["lm_head.weight"].size(0) == 120
+        boosted[1].state_dict()
+
+
+def test_colossalai_saves_no_padded_vocabulary_of_one_rank(tmp_path):
+    """For which `launch_distributed` is refused, unless told to pad none."""
+    with pytest.raises(AssertionError, match="no attribute '_unpad_detach'"):
+        on_ranks(1, "gloo", save, tmp_path)
+
+
 @pytest.mark.parametrize("split", [{"tp_size": 2}, STAGES])
 def test_colossalai_splits_no_gpt2_that_has_no_labels(train, split):
     """For which `launch_distributed` is refused."""
