@@ -30,6 +30,7 @@ LEAVES = (
     "arguments whose default is None, groups of one answer, a vocabulary that ColossalAI pads on "
     "one rank and a GPT-2 that it splits end a run: all are refused (D56)",
     "the learning rate rises again after 4 episodes (D56)",
+    "zero_bubble: an update of less than a second sends its weights into the last ones (D57)",
 )
 
 __all__ = ["by_algorithm", "clipped", "register_defects", "register_options", "register_patches"]
