@@ -90,7 +90,7 @@ def grpo_consumer(
     consumer = cls.__new__(cls)
     config = {"algo": "GRPO", "beta": 0.0, **grpo_config}
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
-    booster = booster or _WholeBooster()
+    booster = booster or WholeBooster()
     names = ("clip_eps_low", "clip_eps_high", "beta", "loss_variation")
     loss = import_module("coati.distributed.loss").PolicyLoss
     sizes = {name: getattr(booster.plugin, name) for name in ("dp_size", "tp_size", "pp_size")}
@@ -213,7 +213,7 @@ def _logs(consumer: Any) -> bool:
     return last and consumer.tp_rank == consumer.dp_rank == 0
 
 
-class _WholeBooster(LocalBooster):
+class WholeBooster(LocalBooster):
     """A booster of a process that has the whole model and all data."""
 
     plugin: Any = SimpleNamespace(
@@ -226,6 +226,7 @@ class _WholeBooster(LocalBooster):
     )
 
     def no_sync(self, model: Any, optimizer: Any) -> Any:
+        """Return a context that does nothing."""
         return nullcontext()
 
 

@@ -83,11 +83,9 @@ def _last_of_two() -> Iterator[Any]:
 
 def _booster(**plugin: Any) -> Any:
     """A booster whose plugin says what is given, and whose pipeline is one stage and one chunk."""
-    from coati_ext.testing import grpo_consumer
+    from coati_ext.testing.distributed import WholeBooster
 
-    whole = grpo_consumer(table(2)).booster
-
-    class Booster(type(whole)):  # type: ignore[misc]
+    class Booster(WholeBooster):
         def execute_pipeline(
             self, data: Any, model: Any, criterion: Any, optimizer: Any = None, **_: Any
         ) -> Any:
@@ -97,5 +95,6 @@ def _booster(**plugin: Any) -> Any:
             self.backward(loss, optimizer)
             return {"loss": loss.detach()}
 
-    Booster.plugin = SimpleNamespace(**{**vars(whole.plugin), **plugin})
-    return Booster()
+    booster = Booster()
+    booster.plugin = SimpleNamespace(**{**vars(WholeBooster.plugin), **plugin})
+    return booster
