@@ -30,7 +30,13 @@ if TYPE_CHECKING:
     )
     from coati_ext.testing.cpu import LocalBooster, LocalCoordinator, LocalStrategy, cpu_only
     from coati_ext.testing.cpu_colossalai import cpu_plugins, gemini_optimizer
-    from coati_ext.testing.distributed import grpo_consumer, has_distributed, learn, sampled
+    from coati_ext.testing.distributed import (
+        grpo_consumer,
+        has_distributed,
+        importable_rewards,
+        learn,
+        sampled,
+    )
     from coati_ext.testing.models import families, tiny_config, tiny_reward_model
     from coati_ext.testing.padding import layouts, random_rows
     from coati_ext.testing.preferences import preference_pairs
@@ -65,6 +71,7 @@ _HOMES = {
     "gemini_optimizer": "cpu_colossalai",
     "grpo_consumer": "distributed",
     "has_distributed": "distributed",
+    "importable_rewards": "distributed",
     "layouts": "padding",
     "learn": "distributed",
     "make_experience": "rollouts",
@@ -101,6 +108,7 @@ __all__ = [
     "gemini_optimizer",
     "grpo_consumer",
     "has_distributed",
+    "importable_rewards",
     "layouts",
     "learn",
     "make_experience",

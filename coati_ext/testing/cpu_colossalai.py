@@ -40,6 +40,7 @@ _STREAMS = {
     "stream": lambda *_, **__: nullcontext(),
     "synchronize": lambda *_, **__: None,
     "empty_cache": lambda *_, **__: None,
+    "set_device": lambda *_, **__: None,
 }
 
 

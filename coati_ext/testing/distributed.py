@@ -9,10 +9,12 @@ Letters: P prompts, G answers to each, S sequence columns, A action columns.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import sys
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
-from types import SimpleNamespace
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple, Union
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ from torch import Tensor, nn
 from coati_ext.testing.cpu import LocalBooster
 
 _PAD, _EOS = 0, 2
+_JUDGES = {
+    "latex2sympy2_extended": ("NormalizationConfig",),
+    "math_verify": ("ExprExtractionConfig", "LatexExtractionConfig", "parse", "verify"),
+    "pyext": ("RuntimeModule",),
+}
 
 
 def has_distributed() -> bool:
@@ -29,6 +36,23 @@ def has_distributed() -> bool:
     except ImportError:
         return False
     return True
+
+
+@contextmanager
+def importable_rewards() -> Iterator[None]:
+    """Let the rewards be imported where what they import to judge mathematics is not installed.
+
+    Programs are judged without it. What stands in for it is taken away on exit.
+    """
+    missing = [name for name in _JUDGES if name not in sys.modules and find_spec(name) is None]
+    for name in missing:
+        sys.modules[name] = ModuleType(name)
+        vars(sys.modules[name]).update(dict.fromkeys(_JUDGES[name]))
+    try:
+        yield
+    finally:
+        for name in missing:
+            del sys.modules[name]
 
 
 def grpo_consumer(
@@ -66,7 +90,7 @@ def grpo_consumer(
     consumer = cls.__new__(cls)
     config = {"algo": "GRPO", "beta": 0.0, **grpo_config}
     optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=1.0)
-    booster = booster or _WholeBooster()
+    booster = booster or WholeBooster()
     names = ("clip_eps_low", "clip_eps_high", "beta", "loss_variation")
     loss = import_module("coati.distributed.loss").PolicyLoss
     sizes = {name: getattr(booster.plugin, name) for name in ("dp_size", "tp_size", "pp_size")}
@@ -189,7 +213,7 @@ def _logs(consumer: Any) -> bool:
     return last and consumer.tp_rank == consumer.dp_rank == 0
 
 
-class _WholeBooster(LocalBooster):
+class WholeBooster(LocalBooster):
     """A booster of a process that has the whole model and all data."""
 
     plugin: Any = SimpleNamespace(
@@ -202,6 +226,7 @@ class _WholeBooster(LocalBooster):
     )
 
     def no_sync(self, model: Any, optimizer: Any) -> Any:
+        """Return a context that does nothing."""
         return nullcontext()
 
 

@@ -25,9 +25,12 @@ LEAVES = (
     "an answer that ends at exactly max_new_tokens scores 0 (D52); bring your own reward function",
     "the transformers backend does not run (D53); it is refused",
     "save_interval = 1 fails, and a resumed run waits for ever (D54); both are refused",
-    "n_behind >= 1 restarts its count in each episode, so that prompts are never trained (D55)",
-    "arguments whose default is None stop an actor, and a group of one answer is nan: both are "
-    "refused; the learning rate rises again after 4 episodes (D56)",
+    "n_behind >= 1: what is sampled for the last n_behind updates of each episode is never trained "
+    "(D55)",
+    "arguments whose default is None, groups of one answer, a vocabulary that ColossalAI pads on "
+    "one rank and a GPT-2 that it splits end a run: all are refused (D56)",
+    "the learning rate rises again after 4 episodes (D56)",
+    "zero_bubble: an update of less than a second sends its weights into the last ones (D57)",
 )
 
 __all__ = ["by_algorithm", "clipped", "register_defects", "register_options", "register_patches"]

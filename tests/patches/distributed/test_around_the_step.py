@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import sys
 import threading
-import types
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +14,14 @@ import torch
 
 import coati_ext
 from coati_ext.errors import ConfigError, RefusedError
-from coati_ext.testing import cpu_only, grpo_consumer, has_distributed, sampled, tiny_tokenizer
+from coati_ext.testing import (
+    cpu_only,
+    grpo_consumer,
+    has_distributed,
+    importable_rewards,
+    sampled,
+    tiny_tokenizer,
+)
 from helpers.policies import PROMPTS, language_model
 
 pytestmark = [
@@ -27,18 +32,11 @@ PACKAGES = ("coati.distributed", "coati.distributed.zero_bubble")
 
 
 @pytest.fixture(autouse=True)
-def _there(upstream, monkeypatch):
-    """What upstream's rewards import to judge mathematics is not needed to judge programs."""
+def _there(upstream):
     if not has_distributed():
         pytest.skip("coati.distributed, or what it imports, is not here")
-    for name, parts in {
-        "math_verify": ("ExprExtractionConfig", "LatexExtractionConfig", "parse", "verify"),
-        "latex2sympy2_extended": ("NormalizationConfig",),
-        "pyext": ("RuntimeModule",),
-    }.items():
-        module = types.ModuleType(name)
-        vars(module).update(dict.fromkeys(parts))
-        monkeypatch.setitem(sys.modules, name, module)
+    with importable_rewards():
+        yield
 
 
 # --- vLLM ----------------------------------------------------------------------------------------
@@ -235,29 +233,68 @@ GIVEN = {
     [
         ({"inference_backend": "transformers"}, "makes SamplingParams of vLLM"),
         ({"num_generations": 1}, "num_generations = 1: a group of one answer"),
-        ({"train_model_config": {"checkpoint_path": "c"}}, "wait for ever"),
+        ({"train_model_config": {"path": "m", "checkpoint_path": "c"}}, "wait for ever"),
         ({"project_name": None}, "project_name = None, which is the default"),
+        ({"save_interval": 0}, "save_interval = 0: upstream divides"),
     ],
 )
 def test_a_run_that_would_not_end_well_is_refused(on, name, changed, told):
     module = importlib.import_module(f"coati.distributed.{name}")
-    write_prompts(3)
+    write_inputs(3)
     with pytest.raises(ConfigError, match=told):
         module.launch_distributed(**{**GIVEN, **changed})
 
 
-def write_prompts(count):
-    Path(GIVEN["train_dataset_config"]["path"]).write_text("{}\n" * count)
+@pytest.mark.parametrize("name", ["launch", "launch_zero_bubble"])
+@pytest.mark.parametrize(
+    ("family", "vocabulary", "plugin", "told"),
+    [
+        ("gpt2", 64, {"tp_size": 2}, "tp_size with GPT-2"),
+        ("gpt2", 64, {"pp_size": 2}, "pp_size with GPT-2"),
+        ("llama", 120, {}, "a vocabulary of 120 with tp_size = 1"),
+        ("llama", 120, {"pp_size": 2}, "a vocabulary of 120 with tp_size = 1"),
+    ],
+)
+def test_a_model_that_colossalai_cannot_train_is_refused(
+    on, name, family, vocabulary, plugin, told
+):
+    module = importlib.import_module(f"coati.distributed.{name}")
+    write_inputs(3)
+    language_model(family, vocab_size=vocabulary).config.save_pretrained("m")
+    with pytest.raises(ConfigError, match=told) as caught:
+        module.launch_distributed(**{**GIVEN, "plugin_config": plugin})
+    assert len(str(caught.value).splitlines()) == 2
 
 
-def test_all_reasons_are_told_at_once_and_saving_at_the_first_step_is_one(on):
+@pytest.mark.parametrize(
+    ("prompts", "changed", "told"),
+    [
+        (3, {"save_interval": 1}, "save_interval = 1: upstream divides"),
+        (1, {}, "prompts.jsonl has 1 prompts, and an update takes 1, so that each episode is"),
+        (1, {"inference_batch_size": 2}, "there is no update"),
+        (3, {"n_behind": 3}, "n_behind = 3, .* in 3 updates nothing is trained"),
+    ],
+)
+def test_an_episode_that_cannot_be_trained_or_saved_is_refused(on, prompts, changed, told):
     module = importlib.import_module("coati.distributed.launch")
-    write_prompts(1)
+    write_inputs(prompts)
+    with pytest.raises(ConfigError, match=told) as caught:
+        module.launch_distributed(**{**GIVEN, **changed})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_all_reasons_are_told_at_once(on):
+    module = importlib.import_module("coati.distributed.launch")
+    write_inputs(3)
     with pytest.raises(ConfigError) as caught:
         module.launch_distributed(**{**GIVEN, "save_interval": 1, "num_generations": 1})
     assert "save_interval = 1" in str(caught.value)
-    assert "prompts.jsonl has 1 prompts, one update of 1 an episode" in str(caught.value)
     assert "num_generations = 1" in str(caught.value)
+
+
+def write_inputs(prompts):
+    Path(GIVEN["train_dataset_config"]["path"]).write_text("{}\n" * prompts)
+    language_model("llama").config.save_pretrained("m")
 
 
 # --- actors --------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""What both packages' steps have in common; upstream wrote it out in each, twice.
-
-No pipeline parallelism, which upstream has as a second branch.
-"""
+"""What both packages' steps have in common; upstream wrote it out in each, twice."""
 
 from __future__ import annotations
 
@@ -41,35 +38,82 @@ def accumulate(consumer: Any, loss_fn: Any, advantages: Any, pbar: Any, given: A
         part = {name: data[name][start : start + size] for name in data if name != "temperature"}
         part["advantages"] = advantages[start : start + size]
         part["loss_mask"] = loss_mask[start : start + size]
-        loss = _loss(consumer, loss_fn, part, tokens)
-        consumer.booster.backward(loss, consumer.optimizer)
-        consumer.accum_loss.add_(
-            all_reduce_mean(loss.detach().clone(), consumer.plugin) * size / count
-        )
-    consumer.accum_advantages.add_(advantages.mean())
-    consumer.accum_count += 1
+        if consumer.plugin.pp_size > 1:
+            loss = _through_the_pipeline(consumer, loss_fn, part, tokens)
+        else:
+            loss = _at_once(consumer, loss_fn, part, tokens)
+        if _has_loss(consumer):
+            consumer.accum_loss.add_(all_reduce_mean(loss, consumer.plugin) * size / count)
+    # Not on the other data-parallel ranks of a pipeline, which divide by it all the same (D47).
+    if consumer.plugin.pp_size == 1 or (_has_loss(consumer) and consumer.dp_rank == 0):
+        consumer.accum_advantages.add_(advantages.mean())
+        consumer.accum_count += 1
 
 
-def _log_probs(consumer: Any, model: Any, part: Dict[str, torch.Tensor]) -> Any:
-    """Without position ids (D48), at a temperature that may be another one (D43)."""
-    logits = model(input_ids=part["input_ids"], attention_mask=part["attention_mask"]).logits
-    log_probs = memory_efficient_logprob(
+def _has_loss(consumer: Any) -> bool:
+    """Whether this rank has the last layers."""
+    if consumer.plugin.pp_size == 1:
+        return True
+    return consumer.booster.plugin.stage_manager.is_last_stage() and consumer.tp_rank == 0
+
+
+def _at_once(consumer: Any, loss_fn: Any, part: Any, tokens: Any) -> torch.Tensor:
+    """Forward and backward of a rank that has the whole model; the loss."""
+    inputs = {name: part[name] for name in ("input_ids", "attention_mask")}
+    if loss_fn.beta > 0:
+        with torch.no_grad():
+            logits = consumer.reference_model(**inputs).logits
+            part["reference"] = _log_probs(consumer, logits, part)
+    loss = _loss(consumer, consumer.policy_model(**inputs).logits, loss_fn, part, tokens)
+    consumer.booster.backward(loss, consumer.optimizer)
+    return loss.detach().clone()
+
+
+def _through_the_pipeline(consumer: Any, loss_fn: Any, part: Any, tokens: Any) -> Any:
+    """Forward and backward of a rank that has a stage; the loss on the last, else None."""
+    run = consumer.booster.execute_pipeline
+    inputs = {name: part[name] for name in ("input_ids", "attention_mask")}
+    if loss_fn.beta > 0:
+        with torch.no_grad():
+            found = run(
+                iter([inputs]),
+                consumer.reference_model,
+                criterion=lambda outputs, _: outputs.logits.new_zeros(1),
+                optimizer=None,
+                return_loss=False,
+                return_outputs=True,
+            )["outputs"]
+        if consumer.booster.plugin.stage_manager.is_last_stage():
+            part["reference"] = _log_probs(consumer, found["logits"], part)
+    return run(
+        iter([part]),
+        consumer.policy_model,
+        criterion=lambda outputs, chunk: _loss(consumer, outputs.logits, loss_fn, chunk, tokens),
+        optimizer=consumer.optimizer,
+        return_loss=True,
+        return_outputs=False,
+    )["loss"]
+
+
+def _log_probs(consumer: Any, logits: torch.Tensor, part: Dict[str, torch.Tensor]) -> Any:
+    """Of a model without position ids (D48), at a temperature that may be another (D43)."""
+    return memory_efficient_logprob(
         logits / consumer.generate_config["temperature"],
         part["input_ids"],
         part["action_mask"].size(1),
         shard_config=consumer.plugin.shard_config,  # and no vocab_size (D42)
     )
-    return logits, log_probs
 
 
-def _loss(consumer: Any, loss_fn: Any, part: Dict[str, torch.Tensor], tokens: Any) -> torch.Tensor:
-    logits, log_probs = _log_probs(consumer, consumer.policy_model, part)
+def _loss(
+    consumer: Any, logits: torch.Tensor, loss_fn: Any, part: Dict[str, torch.Tensor], tokens: Any
+) -> torch.Tensor:
+    log_probs = _log_probs(consumer, logits, part)
     mask, advantages, kl = part["action_mask"], part["advantages"], 0.0
     entropy = entropy_from_logits(logits[:, -mask.size(1) :].detach()) * mask
     consumer.accum_entropy.add_((entropy.sum(-1) / mask.sum(-1)).mean())
-    if loss_fn.beta > 0:
-        with torch.no_grad():
-            _, reference = _log_probs(consumer, consumer.reference_model, part)
+    if "reference" in part:
+        reference = part["reference"]
         kl = (reference - log_probs).exp() - (reference - log_probs) - 1  # masked later (D51)
         consumer.accum_kl.add_(((kl * mask).sum(-1) / mask.sum(-1)).mean().detach())
     if getattr(consumer, "adv", None) == "REINFORCE_PPB":
@@ -84,6 +128,9 @@ def _loss(consumer: Any, loss_fn: Any, part: Dict[str, torch.Tensor], tokens: An
 
 def log_update(consumer: Any, given: Any) -> float:
     """The loss of an update, and its numbers to the log of the rank that has one."""
+    loss = consumer.accum_loss.item()
+    if not _has_loss(consumer):
+        return loss
     count = consumer.accum_count
     numbers = {
         "metrics/reward": torch.cat(consumer.raw_train_batch_reward).mean().item(),
@@ -95,7 +142,6 @@ def log_update(consumer: Any, given: Any) -> float:
         "train/entropy": consumer.accum_entropy.item() / count,
         "rollout/temperature": given["temperature"].flatten()[0].item(),
     }
-    loss = consumer.accum_loss.item()
     if getattr(consumer, "wandb_run", None) is not None:
         consumer.wandb_run.log(numbers)
     for name in ("loss", "kl", "entropy", "advantages"):
