@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.cli import bench, demo, doctor, migrate, plot, read, run, show
+from coati_ext.cli import bench, calibrate, demo, doctor, migrate, plot, read, run, show
 from coati_ext.cli.folder import on_path
 from coati_ext.errors import CoatiExtError, InputError, nearest
 
@@ -148,4 +148,6 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_arguments(sub)
     sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)
     migrate.add_arguments(sub)
+    sub = add("calibrate", "the level of a reward model's rewards", calibrate.facts, calibrate.view)
+    calibrate.add_arguments(sub)
     return parser
