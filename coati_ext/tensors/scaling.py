@@ -50,7 +50,7 @@ def mean_and_spread(moments: Tensor) -> Tuple[Tensor, Tensor]:
     """
     count, mean, squares = moments.unbind()
     variance = squares / count.clamp(min=1)
-    varies = variance > 1e-12 * mean.square()
+    varies = variance > 1e-24 * mean.square()
     return mean, variance.where(varies, torch.ones_like(variance)).sqrt()
 
 
