@@ -7,7 +7,6 @@ are then scaled together as far as that needs all of them, is not an argument, b
 
 from __future__ import annotations
 
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Mapping
 
 from coati_ext.active import choice
@@ -17,16 +16,17 @@ if TYPE_CHECKING:
 
     from coati_ext.rollout.frame import Frame
 
-_maker: ContextVar[Any] = ContextVar("maker", default=None)
+_maker: Any = None  # whose rollout is scored; no ContextVar, which torch.compile cannot read
 
 
 def scores_of_rows(maker: Any, frame: Frame, extras: Mapping[str, Any]) -> Tensor:
     """The scores (B,) of some rows of a rollout, by the hook ``score_rows``."""
-    before = _maker.set(maker)
+    global _maker
+    before, _maker = _maker, maker
     try:
         scores: Tensor = choice("score_rows")(maker.reward_model, frame, extras)
     finally:
-        _maker.reset(before)
+        _maker = before
     return scores
 
 
@@ -40,5 +40,5 @@ def scaled_forward(model: Any, reward: Tensor) -> Tensor:
     """What a forward of a reward model returns, (B,): as it is in training, else scaled."""
     if model.training:
         return reward
-    scaled: Tensor = choice("scale_reward")(reward, model, _maker.get())
+    scaled: Tensor = choice("scale_reward")(reward, model, _maker)
     return scaled

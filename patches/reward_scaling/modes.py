@@ -38,12 +38,12 @@ def reference(reward: Tensor, model: Any, maker: Any) -> Tensor:
     """
     if model is None:  # its forwards have scaled them
         return reward
-    scale = (vars(model).get(LOADED) or {}).get("scale")
+    scale = (getattr(model, LOADED, None) or {}).get("scale")
     if scale is not None:
         return tensors.scaled(reward, scale["mean"], scale["spread"])
-    if maker is None and LOADED not in vars(model):
+    if maker is None and not hasattr(model, LOADED):
         return reward
-    raise StampError(_uncalibrated(vars(model).get(SOURCE)))
+    raise StampError(_uncalibrated(getattr(model, SOURCE, None)))
 
 
 def _uncalibrated(source: Optional[str]) -> str:
@@ -67,7 +67,7 @@ def running(reward: Tensor, model: Any, maker: Any) -> Tensor:
     import torch
 
     if model is not None:
-        known = vars(model).get(MOMENTS)
+        known = getattr(model, MOMENTS, None)
         return reward if maker is not None or known is None else _scaled(reward, known)
     if not isinstance(maker.reward_model, torch.nn.Module):  # functions, whose level is the user's
         return reward
@@ -97,11 +97,11 @@ def _moments_of(holders: List[Any], device: Any) -> Tensor:
     import torch
 
     for holder in holders:
-        if MOMENTS in vars(holder):
-            known: Tensor = vars(holder)[MOMENTS].to(device)
+        if hasattr(holder, MOMENTS):
+            known: Tensor = getattr(holder, MOMENTS).to(device)
             return known
     for holder in holders:
-        loaded = vars(holder).get(LOADED) or {}
+        loaded = getattr(holder, LOADED, None) or {}
         scale = loaded.get("scale")
         if loaded.get("kind") == CRITIC and scale is not None and scale["source"] == RUNNING:
             count, mean, spread = (scale[name] for name in ("count", "mean", "spread"))

@@ -53,7 +53,7 @@ def experience_made(experience, rollout, judgement):
 
 @hookimpl
 def reward_step(chosen_reward, reject_reward):
-    HEARD.append(("step", chosen_reward.tolist()))
+    HEARD.append(("step", (chosen_reward + reject_reward).tolist()))
 
 @hookimpl
 def reward_evaluated(chosen_reward, reject_reward):
@@ -548,7 +548,7 @@ def test_the_scale_follows_the_model_under_every_strategy(newest, tmp_path):
 
 
 def trained(settings):
-    """A reward model, and the mean of the rewards that the last steps of its training saw."""
+    """A reward model, and how far from 0 the pairs of the last steps of its training were."""
     tokenizer = tiny_tokenizer()
     model = tiny_reward_model("gpt2", vocab_size=len(tokenizer))
     torch.nn.init.constant_(model.value_head.bias, 2.0)
@@ -584,3 +584,17 @@ def test_the_loss_of_a_step_has_the_term_added(upstream, monkeypatch):
         found = with_centring(lambda self: self.loss_fn(chosen, rejected), trainer)
         assert trainer.loss_fn(chosen, rejected).equal(plain)  # as it was
     assert found.item() == pytest.approx(plain.item() + 0.25 * (1.5**2 + 1) / 2)
+
+
+@pytest.mark.skipif(torch.__version__ < "2", reason="torch.compile came with torch 2")
+@pytest.mark.parametrize("settings", [CALIBRATED, RUNNING], ids=["reference", "running"])
+def test_a_compiled_reward_model_is_scaled_without_a_graph_break(newest, monkeypatch, settings):
+    with coati_ext.applied():
+        raw = rewards_of(tiny_models("llama").reward_model)
+    with scaling(settings):
+        models = tiny_models("llama")
+        model = calibrated(models.reward_model)
+        roll(models, monkeypatch)
+        expected = rewards_of(model)
+        assert not close(expected, raw)
+        assert close(rewards_of(torch.compile(model, fullgraph=True, backend="eager")), expected)
