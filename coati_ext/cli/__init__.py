@@ -41,6 +41,14 @@ coati-ext repairs coati's RLHF maths at run time. Where to start:
   coati-ext --help              all commands"""
 
 
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the indent of commands, which argparse does not count."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = len("    calibrate")
+
+
 class _Parser(argparse.ArgumentParser):
     """Also names the command that may have been meant."""
 
@@ -106,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="coati-ext",
         description="Repairs coati's RLHF maths at run time. Start with: coati-ext doctor",
         epilog="exit status: 0 fine, 1 refused or unfit, 2 wrong use",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"coati-ext {__version__}")
     parser.set_defaults(command=None)
