@@ -88,7 +88,7 @@ def calibrate(task: Task) -> Facts:
             "no spread to divide by: give other answers, or check that the model is trained"
         )
     data = hashlib.sha256(task.data.read_bytes()).hexdigest()[:12]
-    scale = stamp.Scale(mean, spread, float(len(measured)), data)
+    scale = stamp.Scale(mean, spread, len(measured), data)
     if stamp.traces(task.checkpoint) != files:
         raise InputError(f"{task.checkpoint} was written to meanwhile: nothing was changed")
     _write(task, weights, replace(mark, scale=scale), model.prefix)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from inspect import signature
@@ -61,25 +62,29 @@ class Scale:
 
     mean: float
     spread: float
-    count: float
+    count: int
     """How many rewards these were measured on."""
     source: str
     """A fingerprint of the reference answers, or ``RUNNING``."""
 
+    def as_dict(self) -> Dict[str, str]:
+        """The fields as texts: ``weights_only`` loading of torch 1.13 knows no fraction."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
     @classmethod
     def from_dict(cls, content: object, source: str) -> Scale:
-        """The inverse of ``dataclasses.asdict``.
+        """The inverse of :meth:`as_dict`.
 
         Raises:
             StampError: the content is not one.
         """
         names = [item.name for item in fields(cls)]
-        if isinstance(content, Mapping) and set(content) == set(names):
-            scale = cls(**content)
-            numbers = (scale.mean, scale.spread, scale.count)
-            finite = all(isinstance(item, float) and math.isfinite(item) for item in numbers)
-            if finite and scale.spread > 0 and isinstance(scale.source, str):
-                return scale
+        if isinstance(content, Mapping) and all(type(content.get(name)) is str for name in names):
+            mean, spread, count, measured = (content[name] for name in names)
+            with suppress(ValueError):
+                scale = cls(float(mean), float(spread), int(count), measured)
+                if math.isfinite(scale.mean) and 0 < scale.spread < math.inf:
+                    return scale
         raise _corrupt(source, f"expected a scale of {', '.join(names)}, found {shown(content)}")
 
 
@@ -109,11 +114,10 @@ class Stamp:
     """Of a calibrated reward model, or of the rewards that a critic has learnt from."""
 
     def as_dict(self) -> Dict[str, Any]:
-        """The fields as strings and numbers, which ``weights_only`` loading accepts."""
+        """The fields as strings and one number, which ``weights_only`` loading accepts."""
         content = asdict(self)
-        if self.scale is None:  # as before there were any
-            del content["scale"]
-        return content
+        del content["scale"]  # none is as before there were any
+        return content if self.scale is None else {**content, "scale": self.scale.as_dict()}
 
     @classmethod
     def from_dict(cls, content: object, source: str) -> Stamp:
@@ -185,7 +189,7 @@ def running_scale(model: Any) -> Optional[Scale]:
     from coati_ext import tensors
 
     mean, spread = tensors.mean_and_spread(moments)
-    return Scale(float(mean), float(spread), float(moments[0]), RUNNING)
+    return Scale(float(mean), float(spread), int(moments[0]), RUNNING)
 
 
 def put(state_dict: Any, stamp: Stamp, prefix: str = "") -> None:

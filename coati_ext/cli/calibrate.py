@@ -85,7 +85,7 @@ def view(found: Facts) -> None:
     if replaced is not None:
         write(
             f"They replace a mean of {replaced['mean']:.4f} and a spread of "
-            f"{replaced['spread']:.4f}, of {replaced['count']:.0f} answers."
+            f"{replaced['spread']:.4f}, of {replaced['count']} answers."
         )
 
 

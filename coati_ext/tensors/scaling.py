@@ -62,7 +62,7 @@ def scaled(rewards: Tensor, mean: Union[Tensor, float], spread: Union[Tensor, fl
 def centring_loss(chosen_reward: Tensor, reject_reward: Tensor) -> Tensor:
     """``mean((chosen + rejected)^2)``, which draws the level of the rewards of pairs (B,) to 0.
 
-    Eisenstein et al. (arXiv 2312.09244), section 2: added to the pairwise loss, it resolves what
+    Eisenstein et al. (arXiv 2312.09244): added to the pairwise loss, it resolves what
     that leaves open. It is the term of TRL's ``center_rewards_coefficient``.
 
     Returns:

@@ -40,7 +40,7 @@ def reference(reward: Tensor, model: Any, maker: Any) -> Tensor:
         return reward
     scale = (getattr(model, LOADED, None) or {}).get("scale")
     if scale is not None:
-        return tensors.scaled(reward, scale["mean"], scale["spread"])
+        return tensors.scaled(reward, float(scale["mean"]), float(scale["spread"]))
     if maker is None and not hasattr(model, LOADED):
         return reward
     raise StampError(_uncalibrated(getattr(model, SOURCE, None)))
@@ -104,7 +104,7 @@ def _moments_of(holders: List[Any], device: Any) -> Tensor:
         loaded = getattr(holder, LOADED, None) or {}
         scale = loaded.get("scale")
         if loaded.get("kind") == CRITIC and scale is not None and scale["source"] == RUNNING:
-            count, mean, spread = (scale[name] for name in ("count", "mean", "spread"))
+            count, mean, spread = (float(scale[name]) for name in ("count", "mean", "spread"))
             numbers = [count, mean, count * spread**2]
             return torch.tensor(numbers, dtype=torch.float64, device=device)
     return torch.zeros(3, dtype=torch.float64, device=device)

@@ -218,7 +218,7 @@ def test_calibrating_again_replaces_and_tells(upstream, capsys):
     _, second = calibrate(capsys)
     assert second["mean"] == first["mean"]
     assert second["replaced"]["mean"] == first["mean"]
-    assert torch.load("rm.pt")._metadata[""]["coati_ext"]["scale"]["mean"] == first["mean"]
+    assert torch.load("rm.pt")._metadata[""]["coati_ext"]["scale"]["mean"] == str(first["mean"])
     assert len(Path("rm.pt").read_bytes()) == len(content)
 
 

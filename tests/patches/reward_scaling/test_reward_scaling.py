@@ -36,7 +36,7 @@ from helpers.ppo_steps import PROMPTS, scripted
 from helpers.processes import on_two_ranks
 from helpers.strategies import Case, bare_model, boost, runnable
 
-SCALE = Scale(-0.75, 0.125, 40.0, "abcdef012345")  # of which float32 loses nothing
+SCALE = Scale(-0.75, 0.125, 40, "abcdef012345")  # of which float32 loses nothing
 CALIBRATED = {"enabled": True, "mode": "reference"}
 RUNNING = {"enabled": True, "mode": "running"}
 ROWS = [[1, 9, 8, 7, 12, 2], [1, 5, 2], [1, 14, 6, 33, 21, 40, 17, 30, 9, 2]]
@@ -154,7 +154,7 @@ def test_off_asks_for_no_calibration_and_leaves_one_alone(upstream):
         model = tiny_reward_model("gpt2")
         before = rewards_of(model)
         assert rewards_of(calibrated(model)).equal(before)
-        assert model.state_dict()._metadata[""]["coati_ext"]["scale"] == dataclasses.asdict(SCALE)
+        assert model.state_dict()._metadata[""]["coati_ext"]["scale"] == SCALE.as_dict()
 
 
 # --- reference ---------------------------------------------------------------------------------
@@ -361,16 +361,24 @@ def test_a_mode_that_there_is_not_is_refused_with_the_nearest(upstream):
         coati_ext.enable({"reward_scaling": {"enabled": True, "center": -1}})
 
 
+@pytest.mark.parametrize("mean", [-0.1, 1e-300, 2.0 / 3, 123456789.123456789])
+def test_a_scale_is_read_as_it_was_written(mean):
+    scale = Scale(mean, 1 / 3, 2**40, "abc")
+    assert Scale.from_dict(scale.as_dict(), "rm.pt") == scale
+
+
 @pytest.mark.parametrize(
     "scale",
     [
         None,
         3.0,
-        {"mean": 0.0, "spread": 1.0, "count": 3.0},
-        {"mean": 0.0, "spread": 0.0, "count": 3.0, "source": "x"},
-        {"mean": float("inf"), "spread": 1.0, "count": 3.0, "source": "x"},
-        {"mean": 0.0, "spread": "1", "count": 3.0, "source": "x"},
-        {"mean": 0.0, "spread": 1.0, "count": 3.0, "source": 1},
+        {"mean": "0", "spread": "1", "count": "3"},
+        {"mean": "0", "spread": "0", "count": "3", "source": "x"},
+        {"mean": "inf", "spread": "1", "count": "3", "source": "x"},
+        {"mean": "0", "spread": "nan", "count": "3", "source": "x"},
+        {"mean": "0", "spread": 1.0, "count": "3", "source": "x"},
+        {"mean": "0", "spread": "1", "count": "three", "source": "x"},
+        {"mean": "0", "spread": "1", "count": "3", "source": 1},
     ],
 )
 def test_a_scale_that_is_none_is_a_corrupt_stamp(scale):
@@ -439,7 +447,7 @@ def test_a_run_goes_on_with_the_moments_in_its_critics_checkpoint(upstream, monk
         torch.save(weights, path)
         written = weights._metadata[""]["coati_ext"]
         assert written["kind"] == "critic"
-        assert written["scale"]["count"] == 8
+        assert written["scale"]["count"] == "8"
         assert written["scale"]["source"] == "rollouts"
 
         resumed = tiny_models("gpt2")
@@ -449,7 +457,7 @@ def test_a_run_goes_on_with_the_moments_in_its_critics_checkpoint(upstream, monk
         (other,) = rolled(fresh, monkeypatch, heard, ANSWERS[::-1])
         # And again, though no step has been made since: of the rollout before it too.
         torch.save(resumed.critic.state_dict(), path)
-        assert torch.load(path)._metadata[""]["coati_ext"]["scale"]["count"] == 12
+        assert torch.load(path)._metadata[""]["coati_ext"]["scale"]["count"] == "12"
     assert torch.allclose(score, expected, rtol=1e-6, atol=1e-6)
     assert not close(other, expected)
 
