@@ -104,8 +104,9 @@ def test_the_page_has_the_settings_of_the_top_level():
     assert top["policy"][:2] == [literal(POLICIES[0]), ", ".join(map(literal, POLICIES))]
     assert top["rank_check"][0] == literal(RANK_CHECK)
     assert top["rank_check"][1] == f"seconds, 0 to {_LONGEST_RANK_CHECK:.0f}"
-    assert all(patch.default for patch in make_plan().registry.patches.values())
-    assert top["PATCH.enabled"][0] == literal(True)
+    patches = make_plan().registry.patches
+    off = [f", {literal(False)} of `{name}`" for name, it in patches.items() if not it.default]
+    assert top["PATCH.enabled"][0] == literal(True) + "".join(off)
     assert {"plugins", "use.HOOK"} <= set(top)
 
 
