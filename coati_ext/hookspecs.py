@@ -119,6 +119,17 @@ def score_rows(model: Any, frame: Frame, extras: Mapping[str, Any]) -> Optional[
 
 
 @hookspec(firstresult=True)
+def scale_reward(reward: Tensor, model: Any, maker: Any) -> Optional[Tensor]:
+    """Return rewards in the unit in which every stage is to see them, (B,)
+
+    Called at the end of each forward of a reward model that is not being trained: ``model`` is that
+    one, ``maker`` the experience maker whose rollout the rows are of, or ``None`` elsewhere. Then
+    called once with all scores of a rollout on this rank, as ``score_rows`` gave them: ``model`` is
+    ``None``. Clipping and penalties come after it.
+    """
+
+
+@hookspec(firstresult=True)
 def shape_reward(
     score: Tensor, log_ratio: Tensor, action_mask: Tensor, kl_coef: float
 ) -> Optional[Tensor]:

@@ -193,9 +193,9 @@ def _find() -> Tuple[Optional[Coati], Optional[CoatiNotFoundError]]:
 def _require_parents(on: List[Patch]) -> None:
     names = {patch.name for patch in on}
     for patch in on:
-        if not any(site.fits for site in patch.sites):  # such a patch wraps any implementation
-            continue
-        lacking = [name for name in patch.after if name not in names]
+        # A patch whose sites have no fits wraps any implementation.
+        parents = patch.after if any(site.fits for site in patch.sites) else ()
+        lacking = [name for name in (*parents, *patch.needs) if name not in names]
         if lacking:
             raise ConfigError(
                 f"patch {patch.name} builds upon {lacking[0]}, which is off: switch it on "

@@ -120,6 +120,12 @@ def _score_rows(told: str, found: Any, model: Any, frame: Any, extras: Any) -> N
     _require_finite(told, found)
 
 
+def _scale_reward(told: str, found: Any, reward: Tensor, *_: Any) -> None:
+    _require_like(told, found, "(B,)", reward.shape, _FLOAT, reward)
+    _require_graph(told, found, reward)
+    _require_finite(told, found)
+
+
 def _shape_reward(told: str, found: Any, score: Any, log_ratio: Any, mask: Tensor, *_: Any) -> None:
     _masked(told, found, mask)
 
@@ -173,6 +179,7 @@ _CONTRACTS: Dict[str, Callable[..., None]] = {
     "pool_reward": _pool_reward,
     "sample_answers": _sample_answers,
     "scale_advantages": _scale_advantages,
+    "scale_reward": _scale_reward,
     "score_rows": _score_rows,
     "shape_reward": _shape_reward,
     "state_values": _of_actions,

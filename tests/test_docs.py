@@ -99,6 +99,7 @@ def test_hook_arguments_are_pinned():
             "generate_kwargs",
         ],
         "scale_advantages": ["advantages", "action_mask"],
+        "scale_reward": ["reward", "model", "maker"],
         "score_rows": ["model", "frame", "extras"],
         "shape_reward": ["score", "log_ratio", "action_mask", "kl_coef"],
         "state_values": ["model", "frame"],
@@ -109,10 +110,12 @@ def test_hook_arguments_are_pinned():
 def test_the_commands_in_the_readme_exist():
     from coati_ext.cli import _parser
 
-    known = "doctor|list|plan|explain|diff|run|config|plugins|demo|show|bench|plot|migrate"
+    known = (
+        "doctor|list|plan|explain|diff|run|config|plugins|demo|show|bench|plot|migrate|calibrate"
+    )
     commands = set(re.findall(rf"coati-ext ({known})", README))
     usage = _parser().format_help()
-    assert commands >= {"doctor", "run", "demo", "show", "bench", "migrate"}
+    assert commands >= {"doctor", "run", "demo", "show", "bench", "migrate", "calibrate"}
     for command in commands:
         assert f"\n    {command} " in usage
 

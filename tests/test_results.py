@@ -41,7 +41,7 @@ PROMPTS = [[1, 9, 8, 7], [1, 5], [1, 14, 6, 33]]
 PLUGIN = """
 import torch
 from coati_ext import hookimpl
-from coati_ext.patches import distributed, eos_pooling, rollout, token_saving
+from coati_ext.patches import distributed, eos_pooling, reward_scaling, rollout, token_saving
 
 wrong = {}  # what a test does to the result of a hook
 called = set()
@@ -84,6 +84,10 @@ def state_values(model, frame):
 @hookimpl
 def score_rows(model, frame, extras):
     return made("score_rows", rollout.from_reward_model(model, frame, extras))
+
+@hookimpl
+def scale_reward(reward, model, maker):
+    return made("scale_reward", reward_scaling.running(reward, model, maker))
 
 @hookimpl
 def shape_reward(score, log_ratio, action_mask, kl_coef):
@@ -223,6 +227,7 @@ WRONG = {
     },
     "action_log_probs": TABLE,
     "state_values": TABLE,
+    "scale_reward": ROWS,
     "score_rows": ROWS,
     "shape_reward": {
         **TABLE,
@@ -394,6 +399,7 @@ RIGHT = {
     "pool_reward": ((torch.randn(3, 6, 8), SEQUENCES > 0, None, None), torch.randn(3, 8)),
     "sample_answers": ((None, SEQUENCES[:, :2], MASK[:, :2], 4, {}), SEQUENCES),
     "scale_advantages": ((NUMBERS, MASK), NUMBERS),
+    "scale_reward": ((SCORE, None, None), SCORE),
     "score_rows": ((None, FRAME, {}), SCORE),
     "shape_reward": ((SCORE, NUMBERS, MASK, 0.1), NUMBERS),
     "state_values": ((None, FRAME), NUMBERS),

@@ -1,1 +1,1 @@
-"""Checkpoints: how a model was trained (``stamp``), and re-fitting old ones (``migrate``)."""
+"""Checkpoints: how models were trained (``stamp``), re-fitted (``migrate``) and calibrated."""

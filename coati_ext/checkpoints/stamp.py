@@ -11,16 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from inspect import signature
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple, TypedDict
 
 from coati_ext._files import read_text
 from coati_ext._json import parse_json
 from coati_ext.checkpoints import atomic, seal
 from coati_ext.errors import StampError, shown
+
+
+class Layout(TypedDict):
+    """How rows are padded, and what counts their positions."""
+
+    padding: str
+    position_ids: str
+
 
 KEY = "coati_ext"
 FILE = "coati_ext.stamp.json"
@@ -28,13 +38,54 @@ REWARD_MODEL = "reward model"
 CRITIC = "critic"
 EOS = "eos"
 MEAN_POOLED = "mean over all columns"
-FRAME = {"padding": "left", "position_ids": "from the mask"}
+FRAME: Layout = {"padding": "left", "position_ids": "from the mask"}
 """Padding and position ids of rows in a frame, the left-padded batch layout."""
 _CHECKSUM = "checksum"
 _WITHOUT_CHECKSUM = ("0.3.0",)
 """The releases whose stamps have none."""
 _MOST = 1 << 24
 """Bytes of a stamp file, which has a line for each file of weights."""
+LOADED = "coati_ext_stamp"
+"""The attribute that holds the stamp of a loaded model, as a dict or ``None``, until its first
+gradient."""
+SOURCE = "coati_ext_checkpoint"
+"""The attribute that holds the name of the checkpoint of that stamp."""
+MOMENTS = "coati_ext_reward_moments"
+"""The attribute of a critic and its reward model that holds the ``tensors.reward_moments`` of all
+rollouts, by which rewards are scaled."""
+RUNNING = "rollouts"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What is taken off rewards, and what they are divided by."""
+
+    mean: float
+    spread: float
+    count: int
+    """How many rewards these were measured on."""
+    source: str
+    """A fingerprint of the reference answers, or ``RUNNING``."""
+
+    def as_dict(self) -> Dict[str, str]:
+        """The fields as texts: ``weights_only`` loading of torch 1.13 knows no fraction."""
+        return {name: str(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: object, source: str) -> Scale:
+        """The inverse of :meth:`as_dict`.
+
+        Raises:
+            StampError: the content is not one.
+        """
+        names = [item.name for item in fields(cls)]
+        if isinstance(content, Mapping) and all(type(content.get(name)) is str for name in names):
+            mean, spread, count, measured = (content[name] for name in names)
+            with suppress(ValueError):
+                scale = cls(float(mean), float(spread), int(count), measured)
+                if math.isfinite(scale.mean) and 0 < scale.spread < math.inf:
+                    return scale
+        raise _corrupt(source, f"expected a scale of {', '.join(names)}, found {shown(content)}")
 
 
 @dataclass(frozen=True)
@@ -59,10 +110,14 @@ class Stamp:
     """Of coati-ext."""
     digest: str
     """Of the enabled plan."""
+    scale: Optional[Scale] = None
+    """Of a calibrated reward model, or of the rewards that a critic has learnt from."""
 
     def as_dict(self) -> Dict[str, Any]:
         """The fields as strings and one number, which ``weights_only`` loading accepts."""
-        return asdict(self)
+        content = asdict(self)
+        del content["scale"]  # none is as before there were any
+        return content if self.scale is None else {**content, "scale": self.scale.as_dict()}
 
     @classmethod
     def from_dict(cls, content: object, source: str) -> Stamp:
@@ -71,7 +126,7 @@ class Stamp:
         Raises:
             StampError: the content is not a stamp.
         """
-        names = {item.name for item in fields(cls)}
+        names = {item.name for item in fields(cls)} - {"scale"}
         if not isinstance(content, Mapping) or not names <= set(content):
             raise _corrupt(source, f"expected {', '.join(sorted(names))}, found {shown(content)}")
         values = {name: content[name] for name in names}
@@ -80,7 +135,8 @@ class Stamp:
         number = isinstance(end_token, int) and not isinstance(end_token, bool)
         if not all(isinstance(text, str) for text in texts) or not (end_token is None or number):
             raise _corrupt(source, f"a value of another type in {shown(values)}")
-        return cls(**values)
+        scale = Scale.from_dict(content["scale"], source) if "scale" in content else None
+        return cls(**values, scale=scale)
 
     def differences(self, other: Stamp) -> List[str]:
         """The names of the fields in which the training differed. Unknown values are not compared.
@@ -125,6 +181,17 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
+def running_scale(model: Any) -> Optional[Scale]:
+    """By what the rewards of the last rollout were scaled, if a critic has learnt from such."""
+    moments = vars(model).get(MOMENTS)
+    if moments is None:
+        return None
+    from coati_ext import tensors
+
+    mean, spread = tensors.mean_and_spread(moments)
+    return Scale(float(mean), float(spread), int(moments[0]), RUNNING)
+
+
 def put(state_dict: Any, stamp: Stamp, prefix: str = "") -> None:
     """Write a stamp into the metadata of a state dict, without adding a key.
 
@@ -145,6 +212,11 @@ def of_metadata(metadata: Mapping[str, Any], source: str) -> Optional[Stamp]:
         StampError: it is corrupt.
     """
     return _checked(metadata[KEY], source) if KEY in metadata else None
+
+
+def file_of(checkpoint: Path) -> Path:
+    """The stamp file of a checkpoint, which is in its folder or beside its file."""
+    return checkpoint / FILE if checkpoint.is_dir() else _file_beside(checkpoint)
 
 
 def remove(checkpoint: Path) -> None:
@@ -169,7 +241,7 @@ def write(checkpoint: Path, stamp: Stamp) -> None:
     """
     seals = seal.seals_of(seal.weights_of(checkpoint))
     text = json.dumps(_signed({**stamp.as_dict(), "weights": seals}), indent=2) + "\n"
-    atomic.put(_home(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
+    atomic.put(file_of(checkpoint), partial(Path.write_text, data=text, encoding="utf-8"))
 
 
 def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
@@ -183,7 +255,7 @@ def read(checkpoint: Path) -> Tuple[Optional[Stamp], str]:
     """
     if checkpoint.name.endswith(".index.json"):
         checkpoint = checkpoint.parent
-    file = _home(checkpoint)
+    file = file_of(checkpoint)
     try:
         text = read_text(file, _MOST)
     except FileNotFoundError:
@@ -266,10 +338,6 @@ def _inside(file: Path) -> Optional[Stamp]:
     entries = list(metadata.values()) if isinstance(metadata, Mapping) else []
     stamps = [of_metadata(item, str(file)) for item in entries if isinstance(item, Mapping)]
     return next((stamp for stamp in stamps if stamp is not None), None)
-
-
-def _home(checkpoint: Path) -> Path:
-    return checkpoint / FILE if checkpoint.is_dir() else _file_beside(checkpoint)
 
 
 def _file_beside(checkpoint: Path) -> Path:

@@ -15,7 +15,7 @@ from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from typing import Any, Callable, Dict, Iterator, List, NoReturn, Optional, Tuple
 
 from coati_ext import __version__
-from coati_ext.cli import bench, demo, doctor, migrate, plot, read, run, show
+from coati_ext.cli import bench, calibrate, demo, doctor, migrate, plot, read, run, show
 from coati_ext.cli.folder import on_path
 from coati_ext.errors import CoatiExtError, InputError, nearest
 
@@ -39,6 +39,14 @@ coati-ext repairs coati's RLHF maths at run time. Where to start:
   coati-ext demo                what the patches do, on tiny models; needs no coati
   coati-ext run -- COMMAND ...  a training command with the patches on
   coati-ext --help              all commands"""
+
+
+class _Help(argparse.HelpFormatter):
+    """Leaves room for the indent of commands, which argparse does not count."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = len("    calibrate")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="coati-ext",
         description="Repairs coati's RLHF maths at run time. Start with: coati-ext doctor",
         epilog="exit status: 0 fine, 1 refused or unfit, 2 wrong use",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"coati-ext {__version__}")
     parser.set_defaults(command=None)
@@ -165,4 +174,11 @@ def _parser() -> argparse.ArgumentParser:
     plot.add_arguments(sub)
     sub = add("migrate", "re-fit a mean-pooled reward model's head", migrate.facts, migrate.view)
     migrate.add_arguments(sub)
+    sub = add(
+        "calibrate",
+        "measure the level of a reward model's rewards",
+        calibrate.facts,
+        calibrate.view,
+    )
+    calibrate.add_arguments(sub)
     return parser

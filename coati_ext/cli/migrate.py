@@ -61,13 +61,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         ConfigError: torch or transformers is missing, or a number is out of range.
         InputError: the checkpoint, the data or a folder cannot be used.
     """
-    for package in ("torch", "transformers"):
-        if version_of(package) is None:
-            raise ConfigError(f"migrate needs {package}: run it where the model was trained")
-    for name in ("max_length", "batch_size"):
-        if getattr(options, name) < 1:
-            told = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise ConfigError(f"{told}: expected a whole number, 1 or more")
+    require_usable("migrate", options)
     from coati_ext.checkpoints.migrate import Task, migrate
 
     task = Task(
@@ -82,6 +76,17 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         device=options.device,
     )
     return 0, migrate(task)
+
+
+def require_usable(command: str, options: Namespace) -> None:
+    """Raise ``ConfigError`` if a package is missing or a number is out of range."""
+    for package in ("torch", "transformers"):
+        if version_of(package) is None:
+            raise ConfigError(f"{command} needs {package}: run it where the model was trained")
+    for name in ("max_length", "batch_size"):
+        if getattr(options, name) < 1:
+            told = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise ConfigError(f"{told}: expected a whole number, 1 or more")
 
 
 def view(found: Facts) -> None:

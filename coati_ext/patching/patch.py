@@ -112,6 +112,8 @@ class Patch:
     after: Tuple[str, ...] = ()
     """Patches that must be applied to a shared target before this one. They must be on if any of
     its sites has ``fits``."""
+    needs: Tuple[str, ...] = ()
+    """Patches that must be on with this one, because they call what it offers."""
     changes: str = ""
     """How the numbers change, in a few sentences for ``coati-ext explain``."""
     reference: str = ""

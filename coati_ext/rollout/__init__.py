@@ -3,8 +3,8 @@
 ``pipeline`` runs the steps, ``frame`` holds the left-padded batch, ``host`` what is known of it
 without asking the device, ``models`` inspects wrapped models, ``inside`` computes within their
 wrappers, ``log_probs`` takes log-probabilities from a head, ``values`` asks a critic for tokens,
-``packing`` saves tokens, and ``ranks`` holds collectives. Names load on first use, so that a patch
-can be declared without importing torch.
+``scores`` a reward model for rows, ``packing`` saves tokens, and ``ranks`` holds collectives. Names
+load on first use, so that a patch can be declared without importing torch.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from coati_ext.rollout.frame import Frame
 from coati_ext.rollout.inside import language_model
 from coati_ext.rollout.models import without_dropout
 from coati_ext.rollout.packing.tree import unique_tokens
+from coati_ext.rollout.scores import scaled_rollout, scores_of_rows
 from coati_ext.rollout.values import state_values
 
 _AT_ONCE = 2048  # different tokens of one forward in scoring, so that memory stays where B grows
@@ -63,7 +64,7 @@ class Rollout:
     log_ratio: Tensor
     """(B, A) log actor minus log reference, zero where there is no action."""
     score: Tensor
-    """(B,) of the reward model, without clipping or penalties."""
+    """(B,) of the reward model, as ``scale_reward`` has it, without clipping or penalties."""
     new_tokens: int
     """Maximum answer length in tokens; A is smaller if every answer ended earlier."""
     parts: Sequence[slice]
@@ -111,11 +112,12 @@ def roll_out(
     )
     given = extras(frame) if extras else {}
     score = _by_parts(
-        lambda rows: choice("score_rows")(
-            maker.reward_model, frame.rows(rows), {key: item[rows] for key, item in given.items()}
+        lambda rows: scores_of_rows(
+            maker, frame.rows(rows), {key: item[rows] for key, item in given.items()}
         ),
         parts,
     )
+    score = scaled_rollout(maker, score)
     return Rollout(frame, ended, log_probs, log_probs - base, score, new_tokens, parts)
 
 

@@ -30,6 +30,15 @@ def total(values: Tensor) -> Tensor:
     return values
 
 
+def each(values: Tensor) -> Tensor:
+    """The values of every rank, stacked in their order: (ranks, ...)."""
+    if not several():
+        return values.unsqueeze(0)
+    found = [torch.empty_like(values) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, values.contiguous())
+    return torch.stack(found)
+
+
 def smallest(number: int, device: torch.device) -> int:
     """The minimum of a number over all ranks."""
     if not several():

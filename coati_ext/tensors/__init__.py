@@ -36,6 +36,13 @@ if TYPE_CHECKING:
     )
     from coati_ext.tensors.metrics import Joint, calibration_error, calibration_sums, joint_sums
     from coati_ext.tensors.rewards import every_token_reward, terminal_reward
+    from coati_ext.tensors.scaling import (
+        centring_loss,
+        combined_moments,
+        mean_and_spread,
+        reward_moments,
+        scaled,
+    )
     from coati_ext.tensors.token_log_probs import head_log_probs
 
 _HOMES = {
@@ -43,6 +50,8 @@ _HOMES = {
     "answer_mask": "answers",
     "calibration_error": "metrics",
     "calibration_sums": "metrics",
+    "centring_loss": "scaling",
+    "combined_moments": "scaling",
     "every_token_reward": "rewards",
     "gae": "advantages",
     "group_advantage": "advantages",
@@ -51,12 +60,15 @@ _HOMES = {
     "joint_sums": "metrics",
     "kl_estimate": "answers",
     "left_frame": "frame",
+    "mean_and_spread": "scaling",
     "moments": "advantages",
     "pairwise_loss": "losses",
     "policy_loss": "losses",
     "policy_ratio": "losses",
     "position_ids": "frame",
     "real_actions": "losses",
+    "reward_moments": "scaling",
+    "scaled": "scaling",
     "selected_log_probs": "answers",
     "sequence_advantage": "advantages",
     "terminal_reward": "rewards",
@@ -73,6 +85,8 @@ __all__ = [
     "answer_mask",
     "calibration_error",
     "calibration_sums",
+    "centring_loss",
+    "combined_moments",
     "every_token_reward",
     "gae",
     "group_advantage",
@@ -81,12 +95,15 @@ __all__ = [
     "joint_sums",
     "kl_estimate",
     "left_frame",
+    "mean_and_spread",
     "moments",
     "pairwise_loss",
     "policy_loss",
     "policy_ratio",
     "position_ids",
     "real_actions",
+    "reward_moments",
+    "scaled",
     "selected_log_probs",
     "sequence_advantage",
     "terminal_reward",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from coati_ext import announce, choice, tensors
 from coati_ext.rollout.models import head_dtype, last_hidden_states
+from coati_ext.rollout.scores import scaled_forward
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,7 @@ def _score(self: Any, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Te
     pooled = choice("pool_reward")(hidden, mask, positions, self)
     # The value head may be fp32 on a bf16 backbone.
     values: Tensor = self.value_head(pooled.to(head_dtype(self.value_head, pooled.dtype)))
-    reward = values.squeeze(-1)
+    reward = scaled_forward(self, values.squeeze(-1))
     if not tensors.is_compiling():
         announce(
             "rows_scored",

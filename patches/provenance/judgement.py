@@ -5,18 +5,22 @@ from __future__ import annotations
 import sys
 import warnings
 import weakref
+from dataclasses import replace
 from typing import Any, Callable, MutableMapping, Optional, Set, Tuple
 
 from coati_ext import options
-from coati_ext.checkpoints.stamp import CRITIC, FRAME, REWARD_MODEL, Stamp
+from coati_ext.checkpoints.stamp import (
+    CRITIC,
+    FRAME,
+    LOADED,
+    REWARD_MODEL,
+    SOURCE,
+    Stamp,
+    running_scale,
+)
 from coati_ext.errors import StampError
 
 from .this_run import form_here, is_master, rows_seen, valued
-
-ATTRIBUTE = "coati_ext_stamp"
-"""The attribute that holds the stamp of a loaded model until the model is trained."""
-SOURCE = "coati_ext_checkpoint"
-"""The attribute that holds the name of the checkpoint of that stamp."""
 
 _of_reward_models: Set[str] = set()
 """The checkpoints that reward models of this process were loaded from."""
@@ -47,7 +51,7 @@ def judge(model: Any, read: Callable[[], Tuple[Optional[Stamp], str]], source: s
         _compare(found, here, source)
         if why:
             _note(f"{source}: {why}")
-    elif vars(model).get(ATTRIBUTE, "") is not None:  # None: already reported for this model
+    elif vars(model).get(LOADED, "") is not None:  # None: already reported for this model
         _judge_unstamped(here, source, why)
     if here.kind == REWARD_MODEL:
         _of_reward_models.add(source)
@@ -124,7 +128,7 @@ def _remember(model: Any, found: Optional[Stamp], source: str) -> None:
     from torch.utils.hooks import unserializable_hook
 
     # As a dict, so that a pickled model needs no coati-ext.
-    setattr(model, ATTRIBUTE, None if found is None else found.as_dict())
+    setattr(model, LOADED, None if found is None else found.as_dict())
     setattr(model, SOURCE, source)
     if model in _watched:  # with Ray, a model is loaded repeatedly
         _watched.pop(model).remove()
@@ -132,7 +136,7 @@ def _remember(model: Any, found: Optional[Stamp], source: str) -> None:
 
     @unserializable_hook  # type: ignore[untyped-decorator]
     def trained(gradient: object) -> None:
-        for name in (ATTRIBUTE, SOURCE):
+        for name in (LOADED, SOURCE):
             vars(owner()).pop(name, None)
 
     trainable = (item for item in model.parameters() if item.requires_grad)
@@ -143,16 +147,20 @@ def _remember(model: Any, found: Optional[Stamp], source: str) -> None:
 
 def stamp_of(model: Any) -> Optional[Stamp]:
     """The stamp to save: that of this run, or the loaded one if not trained since loading."""
-    if ATTRIBUTE not in vars(model):
-        return form_here(valued(model)[1])
-    loaded = vars(model)[ATTRIBUTE]
-    return None if loaded is None else Stamp.from_dict(loaded, _source_of(model))
+    if LOADED not in vars(model):
+        current = form_here(valued(model)[1])
+    elif vars(model)[LOADED] is None:
+        return None
+    else:
+        current = Stamp.from_dict(vars(model)[LOADED], _source_of(model))
+    scale = running_scale(model) if current.kind == CRITIC else None
+    return current if scale is None else replace(current, scale=scale)
 
 
 def compare_rows(model: Any) -> None:
     """Compare the EOS token and tokenizer of a loaded model with those of this run."""
     inner, kind = valued(model)
-    loaded = vars(inner).get(ATTRIBUTE) if inner is not None else None
+    loaded = vars(inner).get(LOADED) if inner is not None else None
     rows = (rows_seen.end_token, rows_seen.fingerprint)
     if loaded is not None and (loaded["end_token"], loaded["tokenizer"]) != rows:
         source = _source_of(inner)

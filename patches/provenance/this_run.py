@@ -8,11 +8,19 @@ from typing import Any, Optional, Tuple
 import coati_ext
 from coati_ext import options
 from coati_ext.checkpoints import stamp
-from coati_ext.checkpoints.stamp import CRITIC, EOS, FRAME, MEAN_POOLED, REWARD_MODEL, Stamp
+from coati_ext.checkpoints.stamp import (
+    CRITIC,
+    EOS,
+    FRAME,
+    MEAN_POOLED,
+    REWARD_MODEL,
+    Layout,
+    Stamp,
+)
 from coati_ext.rollout.models import layers_of
 
 _KINDS = {"RewardModel": REWARD_MODEL, "Critic": CRITIC}
-_AS_UPSTREAM = {"padding": "as it comes", "position_ids": "by column"}
+_AS_UPSTREAM: Layout = {"padding": "as it comes", "position_ids": "by column"}
 
 
 @dataclass

@@ -27,6 +27,9 @@ def test_nothing_is_read_back_to_the_host():
         tensors.policy_loss(*tensors.policy_ratio(values, rewards, mask)[:1], values, mask, 0.2)
         tensors.joint_sums(values, rewards, mask)
         tensors.calibration_sums(values[:, 0])
+        scale = tensors.combined_moments(tensors.reward_moments(values[:, 0]).unsqueeze(0))
+        tensors.scaled(values[:, 0], *tensors.mean_and_spread(scale))
+        tensors.centring_loss(values[:, 0], rewards[:, 0])
         tensors.value_loss(values, rewards, values, mask, 0.2)
         tensors.trimmed(ids, torch.ones_like(ids, dtype=torch.bool))  # one on CUDA, none here
         head, hidden = torch.randn(9, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)

@@ -63,9 +63,9 @@ def migrate(task: Task) -> Facts:
         task.tokenizer or task.pretrained, "--tokenizer" if task.tokenizer else "--pretrained"
     )
     weights = read_weights(task.checkpoint)
-    device = _device(task.device)
+    device = device_named(task.device)
     model = RewardModel(weights, config, task.pretrained, device, str(task.checkpoint))
-    _check_length(task, model)
+    check_length(task.max_length, task.pretrained, model)
     open_part(task, model, tokenizer)
     features, resumed = compute(task, model, tokenizer, pairs)
 
@@ -150,16 +150,18 @@ def _check_stamp(checkpoint: Path) -> None:
         )
 
 
-def _check_length(task: Task, model: RewardModel) -> None:
+def check_length(max_length: int, pretrained: str, model: RewardModel) -> None:
+    """Raise ``InputError`` if the model has no positions for rows of that length."""
     positions = getattr(model.backbone.config, "max_position_embeddings", None)
-    if positions is not None and task.max_length > positions:
+    if positions is not None and max_length > positions:
         raise InputError(
-            f"--max-length {task.max_length} is more than the {positions} positions of "
-            f"{task.pretrained}: give the length that the model was trained with"
+            f"--max-length {max_length} is more than the {positions} positions of "
+            f"{pretrained}: give the length that the model was trained with"
         )
 
 
-def _device(name: str) -> torch.device:
+def device_named(name: str) -> torch.device:
+    """The device that ``--device`` names, or ``InputError``."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
