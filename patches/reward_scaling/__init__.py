@@ -29,7 +29,7 @@ def register_patches(register: Callable[[Patch], None]) -> None:
             name="reward_scaling",
             summary="rewards of mean 0 and spread 1, on reference answers or over the rollouts",
             default=False,
-            after=("stable_losses",),
+            after=("provenance", "rollout", "stable_losses"),
             # Which ask for it, carry it in checkpoints, and see rewards at all.
             needs=("eos_pooling", "provenance", "rollout"),
             changes=(

@@ -8,7 +8,7 @@ stamp carries them into its checkpoints and back.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, List, Optional
+from typing import TYPE_CHECKING, Any, List, Mapping, Optional
 
 from coati_ext import hookimpl, tensors
 from coati_ext.checkpoints.stamp import CRITIC, LOADED, MOMENTS, RUNNING, SOURCE
@@ -38,12 +38,22 @@ def reference(reward: Tensor, model: Any, maker: Any) -> Tensor:
     """
     if model is None:  # its forwards have scaled them
         return reward
-    scale = (getattr(model, LOADED, None) or {}).get("scale")
-    if scale is not None:
-        return tensors.scaled(reward, float(scale["mean"]), float(scale["spread"]))
     if maker is None and not hasattr(model, LOADED):
         return reward
-    raise StampError(_uncalibrated(getattr(model, SOURCE, None)))
+    scale = scale_of(model)
+    return tensors.scaled(reward, float(scale["mean"]), float(scale["spread"]))
+
+
+def scale_of(model: Any) -> Mapping[str, str]:
+    """The calibration in the stamp that a reward model was loaded with.
+
+    Raises:
+        StampError: there is none.
+    """
+    scale: Optional[Mapping[str, str]] = (getattr(model, LOADED, None) or {}).get("scale")
+    if scale is None:
+        raise StampError(_uncalibrated(getattr(model, SOURCE, None)))
+    return scale
 
 
 def _uncalibrated(source: Optional[str]) -> str:
@@ -73,7 +83,7 @@ def running(reward: Tensor, model: Any, maker: Any) -> Tensor:
         return reward
     from coati_ext.rollout import ranks
 
-    holders = [*(_valued(maker.reward_model) or [maker.reward_model]), *_valued(maker.critic)]
+    holders = [*(valued(maker.reward_model) or [maker.reward_model]), *valued(maker.critic)]
     before = _moments_of(holders, reward.device)
     fresh = ranks.each(tensors.reward_moments(reward))
     moments = tensors.combined_moments(torch.cat([before.unsqueeze(0), fresh]))
@@ -86,7 +96,7 @@ def _scaled(reward: Tensor, moments: Tensor) -> Tensor:
     return tensors.scaled(reward, *tensors.mean_and_spread(moments))
 
 
-def _valued(model: Any) -> List[Any]:
+def valued(model: Any) -> List[Any]:
     """The module inside any wrappers that has a value head, if there is one."""
     layers = layers_of(model)
     return [layer for layer in layers if "value_head" in getattr(layer, "_modules", {})][:1]

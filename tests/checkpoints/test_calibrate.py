@@ -295,7 +295,7 @@ def test_a_model_of_another_form_is_refused(upstream, capsys, changes, told):
 
 @ONE
 def test_lora_weights_of_an_unknown_scale_are_refused(upstream, capsys):
-    saved()
+    saved(generation="G4")
     weights = torch.load("rm.pt")
     weights["model.h.0.attn.c_attn.lora_A"] = torch.zeros(2, 16)
     torch.save(weights, "rm.pt")

@@ -344,6 +344,7 @@ def test_a_model_of_this_process_is_raw_in_its_evaluation_and_refused_in_a_rollo
         raw = rewards_of(tiny_reward_model("gpt2"))
     with scaling(CALIBRATED):
         assert rewards_of(tiny_reward_model("gpt2")).equal(raw)
+        monkeypatch.setattr(pipeline, "sample", lambda *_: pytest.fail("answers were sampled"))
         with pytest.raises(StampError, match="comes from no checkpoint: it is not calibrated"):
             roll(tiny_models("gpt2"), monkeypatch)
 
