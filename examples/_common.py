@@ -65,7 +65,7 @@ def command(sizes, quick, generation=None):
     add("--json", action="store_true", help="print all that was measured, instead of a table")
     add("--half", type=json.loads, help=argparse.SUPPRESS)  # in a process of an example
     for name, value in sizes.items():
-        add(f"--{name}", type=type(value), help=f"default: {value}")
+        add(f"--{name.replace('_', '-')}", type=type(value), help=f"default: {value}")
     given = parser.parse_args()
     given.sizes = {**sizes, **(quick if given.quick else {})}
     given.sizes.update({it: vars(given)[it] for it in sizes if vars(given)[it] is not None})

@@ -3,9 +3,8 @@
     python run.py [--family llama] [--coati FOLDER]
 
 It should be: a step over 32 pairs has one gradient, however they are cut into batches and padded.
-Here the pairs of each step come in batches of 1 to 32, padded on either side to the longest row of the
-batch, and their gradients are summed before the step. One pair at a time without a pad says what is
-right.
+Here the pairs of each step come in batches of 1 to 32, padded on either side, and their gradients
+are summed before the step. One pair at a time without a pad says what is right.
 
 Plain gradient descent takes the steps. Adam would divide rounding errors by their own size wherever
 a gradient is zero.
@@ -68,8 +67,7 @@ def train(family, rows, held_out, size, side):
         rows: of the training pairs, :data:`STEP` for each step.
         held_out: rows to score afterwards.
         size: pairs a batch.
-        side: of the pads, of which single rows have eight, so that there is something to go wrong;
-            None: no pads.
+        side: of the pads, of which the longest row of a batch has eight; None: no pads.
     """
     from coati.models import LogSigLoss
 
@@ -130,9 +128,7 @@ def draw(found, file):
             gaps = [max(it["gradient"], 1e-9) for it in run["sides"][side]]
             look = {**LOOKS[state], "linestyle": style}
             axis.plot(sizes(), gaps, **look, label=f"patches {state}, pads on the {side}")
-    axis.set_title(
-        "gradient of one step over 32 pairs, in batches (0 is drawn at 1e-9)", loc="left"
-    )
+    axis.set_title(f"gradient of a step over {STEP} pairs (0 is drawn at 1e-9)", loc="left")
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(sizes(), map(str, sizes()))
@@ -143,5 +139,9 @@ def draw(found, file):
     figure.savefig(file, dpi=110)
 
 
-if __name__ == "__main__":
+def main():
     story(measure, tell, draw, sizes={"family": "gpt2", "steps": 10}, quick={"steps": 2})
+
+
+if __name__ == "__main__":
+    main()

@@ -2,8 +2,8 @@
 
     python run.py [PRETRAINED] [--coati FOLDER]
 
-Without PRETRAINED, a name or folder that coati's RewardModel takes (G3 and G4), a tiny random GPT-2 is
-checked. This is how to do it in a script: patches off, then on, in one process.
+PRETRAINED is a name or folder that coati's RewardModel takes (G3 and G4). Without it a tiny random
+GPT-2 is checked. This is how to do it in a script: patches off, then on, in one process.
 """
 
 import argparse

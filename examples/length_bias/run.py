@@ -157,7 +157,7 @@ def draw(found, file):
     figure.savefig(file, dpi=85)
 
 
-if __name__ == "__main__":
+def main():
     story(
         measure,
         tell,
@@ -165,3 +165,7 @@ if __name__ == "__main__":
         sizes={"preferences": 1500, "answers": 200, "seeds": 2, "episodes": 8},
         quick={"preferences": 64, "answers": 32, "seeds": 1, "episodes": 2},
     )
+
+
+if __name__ == "__main__":
+    main()

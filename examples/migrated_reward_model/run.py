@@ -1,4 +1,4 @@
-"""A reward model of G1 (v0.2.8 to v0.3.2), which was trained mean-pooled, is brought to the end token.
+"""A mean-pooled reward model of G1 (v0.2.8 to v0.3.2) is brought to the end token.
 
     python run.py [--coati FOLDER]      a coati of G1, else coati-ext's stand-in for one
 
@@ -7,9 +7,10 @@
 3. Flag on: the old and the migrated checkpoints are loaded and score held-out pairs in PPO.
 """
 
+import contextlib
+import io
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from _common import bare, command, finish, half, scores_in_ppo, scores_in_training
 
 import coati_ext
+from coati_ext.cli import main as coati_ext_command
 from coati_ext.cli.child import run_module
 from coati_ext.demo.task import LENGTH, PROMPT, pairs
 from coati_ext.testing import tiny_models, tiny_tokenizer, train_reward_model
@@ -87,21 +89,20 @@ def scores(models, left, right):
 
 
 def migrate(folder, seed, preferences):
-    """Re-fit the value head, as a user does it."""
+    """Re-fit the value head: `coati-ext migrate rm.pt --pretrained ...`."""
     data = folder / "pairs.jsonl"
     fitted = pairs(preferences, random.Random(100 + seed))
     data.write_text("".join(json.dumps(pair) + "\n" for pair in fitted))
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "coati_ext", "migrate", str(folder / "rm.pt")),
-            *("--pretrained", str(folder), "--data", str(data)),
-            *("--output", str(folder / "migrated.pt"), "--max-length", str(LENGTH)),
-        ],
-        capture_output=True,
-        text=True,
-    )
-    if done.returncode:
-        sys.exit(done.stdout + done.stderr)
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        failed = coati_ext_command(
+            [
+                *("migrate", str(folder / "rm.pt"), "--pretrained", str(folder)),
+                *("--data", str(data), "--output", str(folder / "migrated.pt")),
+                *("--max-length", str(LENGTH)),
+            ]
+        )
+    if failed:
+        sys.exit(said.getvalue())
 
 
 def main():

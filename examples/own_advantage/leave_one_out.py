@@ -45,8 +45,8 @@ def estimate_advantages(values, rewards, action_mask):
     group = coati_ext.options("leave_one_out").group or rows
     if group < 2 or rows % group:
         raise ValueError(
-            f"[leave_one_out] group = {group}: a rollout of {rows} answers cannot be cut into groups "
-            "of that many, of at least 2"
+            f"[leave_one_out] group = {group}: a rollout of {rows} answers cannot be cut into "
+            "groups of that many, of at least 2"
         )
     earned = rewards.masked_fill(~action_mask, 0).sum(dim=1).view(-1, group)  # (B/G, G)
     others = (earned.sum(dim=1, keepdim=True) - earned) / (group - 1)

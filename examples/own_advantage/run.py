@@ -2,9 +2,9 @@
 
     python run.py [--coati FOLDER]
 
-Policies that answer in 1 to 23 words are told to be brief (the score is 1 less 1/24 a word) by coati's
-own PPO trainer, with the patches on: once with the built-in estimator of this generation (GAE; in G1
-and G2 the reward of the whole answer less the prompt's value), and once with the plugin
+Policies that answer in 1 to 23 words are told to be brief (the score is 1 less 1/24 a word) by
+coati's own PPO trainer, with the patches on: once with the built-in estimator of this generation
+(GAE; in G1 and G2 the reward of the whole answer less the prompt's value), and once with the plugin
 `leave_one_out.py`.
 """
 
@@ -56,7 +56,7 @@ def draw(found, file):
     figure.savefig(file, dpi=110)
 
 
-if __name__ == "__main__":
+def main():
     story(
         measure,
         tell,
@@ -68,3 +68,7 @@ if __name__ == "__main__":
             "leave_one_out": ("1", {"plugins": [str(PLUGIN)]}),
         },
     )
+
+
+if __name__ == "__main__":
+    main()

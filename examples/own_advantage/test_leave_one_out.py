@@ -1,4 +1,4 @@
-"""The plugin does what it says: run `python -m pytest` here, with `--coati FOLDER` on a real one."""
+"""The plugin does what it says: `python -m pytest`, with `--coati FOLDER` on a real coati."""
 
 from pathlib import Path
 

@@ -2,8 +2,8 @@
 
     python run.py [--coati FOLDER]
 
-Reward models are trained by coati's own trainer, with the patches on, and score held-out pairs: once
-by the hidden state at the end token, as coati-ext does by itself, and once by the plugin
+Reward models are trained by coati's own trainer, with the patches on, and score held-out pairs:
+once by the hidden state at the end token, as coati-ext does by itself, and once by the plugin
 `last_tokens.py`, which takes the mean over the last four real tokens.
 """
 
@@ -79,7 +79,7 @@ def draw(found, file):
     figure.savefig(file, dpi=110)
 
 
-if __name__ == "__main__":
+def main():
     story(
         measure,
         tell,
@@ -91,3 +91,7 @@ if __name__ == "__main__":
             "last_tokens": ("1", {"plugins": [str(PLUGIN)]}),
         },
     )
+
+
+if __name__ == "__main__":
+    main()

@@ -3,9 +3,9 @@
     python run.py [--coati FOLDER]
 
 An actor of a job that was started plainly scores some rows, then one of a job that was given
-`coati_ext.launch.ray_runtime_env()`. Each says in which process it runs and whose code has scored. A
-script that you do not want to change is started by `coati-ext run -- python train_on_ray.py`, which gives
-the same to its `ray.init()`.
+`coati_ext.launch.ray_runtime_env()`. Each says in which process it runs and whose code has scored.
+A script that you do not want to change is started by `coati-ext run -- python train_on_ray.py`,
+which gives the same to its `ray.init()`.
 """
 
 import argparse
@@ -48,6 +48,7 @@ def ask(runtime_env):
     """What an actor says of itself, in a job on a cluster of this machine."""
     ray.init(
         num_cpus=1,
+        object_store_memory=10**8,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="ERROR",
@@ -65,10 +66,10 @@ def draw(found, file):
     figure = Figure(figsize=(5.6, 3.6), layout="constrained", facecolor="white")
     axis = figure.subplots()
     for state, (name, actor) in zip(LOOKS, found.items()):
-        alone = actor["scores"]["alone"]
-        padded = [row for layout, row in actor["scores"].items() if layout != "alone"]
         look = {"color": LOOKS[state]["color"], "marker": LOOKS[state]["marker"], "s": 30}
-        axis.scatter(alone * len(padded), sum(padded, []), **look, label=name)
+        for layout, padded in actor["scores"].items():
+            label = name if layout == "alone" else None  # one for all of its layouts
+            axis.scatter(actor["scores"]["alone"], padded, **look, label=label)
     axis.axline((0, 0), slope=1, color="0.6", linewidth=0.8)
     axis.set_title("scores of six rows, from within two actors", loc="left")
     axis.set_xlabel("score of the row alone")
@@ -98,11 +99,9 @@ def main():
             [what, *(str(actor[what]) for actor in found.values())]
             for what in ("process", "code", "patched functions")
         ]
-        pads = [
-            "pads move a score by up to",
-            *(f"{moved(it['scores']):.2g}" for it in found.values()),
-        ]
-        write(table(["what the actor says", *found], [*rows, pads]))
+        moves = [f"{moved(actor['scores']):.2g}" for actor in found.values()]
+        rows.append(["pads move a score by up to", *moves])
+        write(table(["what the actor says", *found], rows))
     draw(found, given.picture)
 
 

@@ -3,8 +3,8 @@
     python run.py [--coati FOLDER]
 
 Three reward models are trained by coati's own trainer, from the same pairs, with three seeds. Then
-PPO begins: a fine-tuned policy answers prompts, and coati's experience maker has its answers scored.
-The answers are the same for all reward models, and with the patches off and on.
+PPO begins: a fine-tuned policy answers prompts, and coati's experience maker has its answers
+scored. The answers are the same for all reward models, and with the patches off and on.
 """
 
 import random
@@ -131,7 +131,7 @@ def draw(found, file):
 SEEDS = (("o", "#0072b2"), ("s", "#d55e00"), ("^", "#009e73"))
 
 
-if __name__ == "__main__":
+def main():
     story(
         measure,
         tell,
@@ -139,3 +139,7 @@ if __name__ == "__main__":
         sizes={"seeds": 3, "preferences": 1500, "answers": 200},
         quick={"seeds": 2, "preferences": 64, "answers": 24},
     )
+
+
+if __name__ == "__main__":
+    main()

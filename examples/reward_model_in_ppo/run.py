@@ -89,7 +89,7 @@ def points(state):
     return {name: LOOKS[state][name] for name in ("color", "marker")}
 
 
-if __name__ == "__main__":
+def main():
     story(
         measure,
         tell,
@@ -97,3 +97,7 @@ if __name__ == "__main__":
         sizes={"family": "gpt2", "pad": "eos", "pairs": 480, "held_out": 100, "epochs": 2},
         quick={"pairs": 32, "held_out": 12, "epochs": 1},
     )
+
+
+if __name__ == "__main__":
+    main()
