@@ -154,7 +154,7 @@ def draw(found, file):
     for axis in (earned, drift):
         axis.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
         bare(axis)
-    figure.savefig(file, dpi=85)
+    figure.savefig(file, dpi=78)
 
 
 def main():
