@@ -73,8 +73,9 @@ def load(model, weights):
         return "accepted"
     except coati_ext.errors.StampError:
         coati_ext.disable()
-        coati_ext.enable({"provenance": {"on_mismatch": "ignore"}})
-        model.load_state_dict(weights)
+        with coati_ext.applied({"provenance": {"on_mismatch": "ignore"}}):
+            model.load_state_dict(weights)
+        coati_ext.enable()
         return "refused"
 
 
@@ -134,13 +135,21 @@ def accuracies(run, form):
     return (chosen_rejected[:, 0] > chosen_rejected[:, 1]).float().mean(dim=1).tolist()
 
 
+def losses(run, form):
+    """The pairwise loss of held-out pairs with each seed."""
+    chosen, rejected = torch.tensor(run["scores"])[:, form].unbind(dim=1)
+    return torch.nn.functional.softplus(rejected - chosen).mean(dim=1).tolist()
+
+
 def tell(found):
     yield ["checkpoint", *(run["loaded"] for run in found.values())]
-    for what, form in (("pair accuracy in rows of training", 0), ("pair accuracy in PPO", 1)):
-        yield [
-            what,
-            *(", ".join(map("{:.3f}".format, accuracies(it, form))) for it in found.values()),
-        ]
+    for what, number, form in (
+        ("pair accuracy in rows of training", accuracies, 0),
+        ("pair accuracy in PPO", accuracies, 1),
+        ("pairwise loss in PPO", losses, 1),
+    ):
+        cells = [map("{:.3f}".format, number(run, form)) for run in found.values()]
+        yield [what, *map(", ".join, cells)]
     yield ["a score differs in PPO by up to", *(f"{apart(run):.1g}" for run in found.values())]
 
 
@@ -163,7 +172,8 @@ def draw(found, file):
             bar = {"color": colour, "hatch": hatch, "alpha": 0.5, "width": 0.25}
             axis.bar(place, middle, **bar, label=None if form else stage)
             axis.plot([place] * len(values), values, "o", color=colour, markeredgecolor="black")
-            axis.text(place, 0.505, f"{middle:.3f}", ha="center", fontsize=8)
+            box = {"facecolor": "white", "edgecolor": "none", "pad": 2}
+            axis.text(place, 0.52, f"{middle:.3f}", ha="center", fontsize=8, bbox=box)
     axis.axhline(0.9, color="0.4", linestyle=":", linewidth=1, label="the best possible")
     axis.set_xticks(range(2), ["in rows of training", "in PPO"])
     axis.set_ylim(0.5, 1)

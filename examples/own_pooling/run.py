@@ -74,7 +74,8 @@ def draw(found, file):
     axis.set_yticks(range(len(found)), found)
     axis.set_xlim(0.5, 1)
     axis.set_xlabel("pair accuracy, held out (dotted: the best possible)")
-    axis.set_title("bars: mean and its standard error; marks: each seed", loc="left", fontsize=10)
+    told = f"bars: mean, with the standard error of {run['held_out']} pairs; marks: each seed"
+    axis.set_title(told, loc="left", fontsize=9)
     bare(axis)
     figure.savefig(file, dpi=110)
 

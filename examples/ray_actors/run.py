@@ -55,7 +55,7 @@ def ask(runtime_env):
         runtime_env=runtime_env,
     )
     try:
-        return ray.get(Scorer.remote().look.remote(), timeout=120)
+        return ray.get(Scorer.remote().look.remote(), timeout=300)
     finally:
         ray.shutdown()
 
