@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -21,8 +22,8 @@ def told(upstream, warm_children, monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", ["run.py", *given, *arguments])
         with script(folder / "run.py") as example:
             example.main()
-        pytest.importorskip("matplotlib")
-        assert picture.read_bytes().startswith(b"\x89PNG")
+        if find_spec("matplotlib"):
+            assert picture.read_bytes().startswith(b"\x89PNG")
         return json.loads(capsys.readouterr().out)["found"]
 
     return told
