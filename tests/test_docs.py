@@ -192,14 +192,14 @@ def test_the_page_on_plugins_changes_every_step(upstream, tmp_path, capsys, grpo
 def test_the_example_plugin(upstream, tmp_path):
     from coati_ext.testing import assert_padding_invariant, tiny_reward_model
 
-    shutil.copy(str(ROOT / "examples" / "last_tokens.py"), str(tmp_path))
+    shutil.copy(str(ROOT / "examples" / "own_pooling" / "last_tokens.py"), str(tmp_path))
     with coati_ext.applied({"plugins": ["./last_tokens.py"]}):
         assert_padding_invariant(tiny_reward_model("llama"))
 
 
 @pytest.mark.enough("G1", "G4", why="the same lines on every coati; the first and the last")
 def test_the_example_check(python):
-    lines = python.warm(str(ROOT / "examples" / "check_my_model.py")).stdout.splitlines()
+    lines = python.warm(str(ROOT / "examples" / "check_my_model" / "run.py")).stdout.splitlines()
     assert "no: the reward depends on padding" in lines[1]
     assert lines[2].split() == ["patches", "on:", "yes"]
 

@@ -107,7 +107,7 @@ def imported(*folders, without=()):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names = [node.module]
             found.update(name.split(".")[0] for name in names)
-    ours = {"coati_ext", "coati_ext_plugin_mine", "helpers", "patches"}
+    ours = {"coati_ext", "coati_ext_plugin_mine", "helpers", "patches", "_common"}
     return found - {*sys.stdlib_module_names, "tomllib"} - ours
 
 

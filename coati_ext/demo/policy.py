@@ -13,7 +13,7 @@ from unittest import mock
 
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from coati_ext.demo.task import ANSWER, LENGTH, PROMPT, Brevity, answer, prompt
@@ -30,7 +30,13 @@ LR, KL_COEF = 1e-3, 0.05
 ASKED = 64  # prompts whose answers are counted
 
 
-def learn(family: str, seed: int, episodes: int, done: Callable[[], None]) -> Facts:
+def learn(
+    family: str,
+    seed: int,
+    episodes: int,
+    done: Callable[[], None] = lambda: None,
+    rule: Callable[[int, int], nn.Module] = Brevity,
+) -> Facts:
     """Fine-tune a policy to answer in 1 to 23 words, then let PPO make it brief.
 
     Args:
@@ -38,6 +44,7 @@ def learn(family: str, seed: int, episodes: int, done: Callable[[], None]) -> Fa
         seed: of weights, data and sampling.
         episodes: of 64 answers each.
         done: called after fine-tuning and after each episode.
+        rule: makes another reward model than :class:`Brevity` from what that is made from.
 
     Returns:
         "words": the mean length of fresh answers, before the first episode and after each;
@@ -50,7 +57,7 @@ def learn(family: str, seed: int, episodes: int, done: Callable[[], None]) -> Fa
     policy = language_model(models.actor)
     fine_tune(policy, right, random.Random(seed))
     models.initial_model.load_state_dict(models.actor.state_dict())
-    rule = Brevity(left.convert_tokens_to_ids(TURN), len(SPECIAL))
+    judge = rule(left.convert_tokens_to_ids(TURN), len(SPECIAL))
     asked = prompt_batch(left, [prompt(draw) for _ in range(ASKED)])
     words = [_mean_words(policy, left, asked)]
     done()
@@ -69,7 +76,7 @@ def learn(family: str, seed: int, episodes: int, done: Callable[[], None]) -> Fa
             collate_fn=lambda texts: prompt_batch(left, texts),
         )
         trainer = ppo_trainer(
-            models._replace(reward_model=rule),
+            models._replace(reward_model=judge),
             tokenizer=left,
             lr=LR,
             save_dir=folder,

@@ -7,15 +7,15 @@ import pytest
 import coati_ext
 from helpers import ROOT, script
 
-SCRIPT = ROOT / "examples" / "reward_model_in_ppo.py"
+SCRIPT = ROOT / "examples" / "reward_model_in_ppo" / "run.py"
 SHORT = {"pairs": 32, "held_out": 12, "epochs": 1}
 
 
 def compare(family, pad):
     """What the example measures, as (accuracy in training form, in PPO, largest difference)."""
     with script(SCRIPT) as example:
-        numbers = list(example.compare(family, pad, **SHORT).values())
-    return numbers[:3]
+        found = example.measure(family, pad, **SHORT)
+    return found["accuracy in training"], found["accuracy in PPO"], found["difference"]
 
 
 @pytest.mark.slow
@@ -43,12 +43,9 @@ def test_unpatched_upstream_scores_otherwise_in_ppo(upstream, family, pad):
 @pytest.mark.slow
 @pytest.mark.once(why="an example for users of this year's stack")
 @pytest.mark.enough("G2", why="the tests above call the same function for every generation")
-@pytest.mark.parametrize("flag", ["0", "1"])
-def test_the_example_prints_what_it_measured(python, flag):
-    sizes = ["--pairs", "16", "--held-out", "8", "--epochs", "1", "--family", "gpt2"]
-    done = python.warm(str(SCRIPT), *sizes, "--pad", "pad", COATI_EXT=flag)
-    numbers = dict(line.rsplit(":", 1) for line in done.stdout.splitlines()[-4:])
-    assert (float(numbers["largest difference of a score"]) <= 1e-4) == (flag == "1")
-    assert 0 <= float(numbers["pair accuracy in PPO"]) <= 1
-    if flag == "1":
-        assert float(numbers["correlation of the scores"]) == pytest.approx(1)
+def test_the_example_prints_what_it_measured(told):
+    found = told("reward_model_in_ppo", "--pairs", "16", "--held-out", "8", "--pad", "pad")
+    for state, numbers in found.items():
+        assert (numbers["difference"] <= 1e-4) == (state == "on")
+        assert 0 <= numbers["accuracy in PPO"] <= 1
+    assert found["on"]["correlation"] == pytest.approx(1)
