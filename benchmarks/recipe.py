@@ -32,7 +32,7 @@ for place in (ROOT, HERE):
 RECIPE = ROOT / "examples" / "recipe" / "coati-ext.toml"
 TASKS = ("credit", "end", "context")
 SEEDS = (0, 1, 2, 3, 4)
-STEPS, EVERY = 30, 5  # of a rollout and learning from it; steps from one evaluation to the next
+STEPS, EVERY = 20, 5  # of a rollout and learning from it; steps from one evaluation to the next
 ROWS = 64  # answers a step
 UPDATES, BATCH = 2, 32  # rounds over a step's answers, answers of a gradient step
 LR, KL_COEF = 2e-3, 0.05
@@ -66,10 +66,8 @@ SETTINGS: Dict[str, Setting] = {
     "value_clip off": Setting({}, {"value_clip": 1e6}),
     "whitened, penalty 1": _rollout(advantage_scale="whitened", missing_eos_penalty=1.0),
     "whitened, lam 1": _rollout(advantage_scale="whitened", lam=1.0),
-    "whitened, k3": _rollout(advantage_scale="whitened", kl="k3"),
     # Upstream's G1 and G2 take the whole answer as one action by default:
     "gae": _rollout(advantage="gae"),
-    "whitened gae": _rollout(advantage="gae", advantage_scale="whitened"),
 }
 
 

@@ -18,7 +18,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:
     sys.path.insert(0, str(HERE))
 
-from recipe import EVERY, ROWS, TASKS, Curve, read  # noqa: E402
+from recipe import EVERY, ROWS, STEPS, TASKS, Curve, read  # noqa: E402
 
 BEST = {"credit": 1.6, "end": 1.0, "context": 1.0}
 # Of Okabe and Ito; strokes tell them apart without colours.
@@ -44,10 +44,11 @@ class Reached(NamedTuple):
 
 
 def curves(rows: Sequence[Mapping[str, Any]]) -> Dict[Tuple[str, str], List[Curve]]:
-    """The curves of each learner and task, in the order of the seeds."""
+    """The first STEPS steps of each learner and task, in the order of the seeds."""
     found: Dict[Tuple[str, str], List[Curve]] = {}
     for row in sorted(rows, key=lambda row: int(row["seed"])):
-        found.setdefault((f"{row['who']}: {row['setting']}", row["task"]), []).append(row["curve"])
+        learner = f"{row['who']}: {row['setting']}"
+        found.setdefault((learner, row["task"]), []).append(row["curve"][: STEPS // EVERY + 1])
     return found
 
 

@@ -65,8 +65,8 @@ def _words(draw: random.Random, longest: int, special: Words) -> List[str]:
 
 
 def _hinted(draw: random.Random, asked: Words) -> List[str]:
-    """Half of the special words are of the prompt's topic, where chance would make it a quarter."""
-    return _words(draw, ANSWER - 1, SAID + 2 * TOPICS[asked[-2]])
+    """Five in eight special words are of the prompt's topic, where chance would make it two."""
+    return _words(draw, ANSWER - 1, SAID + 4 * TOPICS[asked[-2]])
 
 
 TASKS = {

@@ -54,7 +54,8 @@ def test_a_short_run_is_made_by_the_recipe_and_learns(upstream, benchmark, monke
     assert recipe.SETTINGS["recipe"].config == RECIPE
     before, after = recipe.train("credit", 0, recipe.SETTINGS["recipe"], tmp_path, steps=5)
     (settings,) = {*found}
-    assert settings.advantage_scale == parse_toml(RECIPE.read_text())["rollout"]["advantage_scale"]
+    told = parse_toml(RECIPE.read_text(encoding="utf-8"))["rollout"]
+    assert {name: getattr(settings, name) for name in told} == told
     assert after["score"] > before["score"] + 0.2
     assert 0 < after["kl"] < 20
 
