@@ -115,7 +115,10 @@ def test_a_table_and_the_samples_that_a_score_took(benchmark, tmp_path):
     seeds = [[0.0, 1.0, 2.0], [0.0, 0.5, 1.0], [0.0, 0.0, 3.0]]
     rows = [
         {
-            **{"who": "HEAD", "setting": "recipe", "task": "end", "seed": seed},
+            "who": "HEAD",
+            "setting": "recipe",
+            "task": "end",
+            "seed": seed,
             "curve": [{"score": score, "kl": 1.0} for score in scores],
         }
         for seed, scores in enumerate(seeds)
