@@ -26,8 +26,9 @@ LINES = {
     "HEAD: recipe": ("recipe", "#0072b2", "-"),
     "HEAD: defaults": ("coati-ext's defaults", "#56b4e9", "--"),
     "HEAD: off": ("patches off", "#d55e00", ":"),
-    "TRL: PPO": ("TRL PPO", "#009e73", "-."),
-    "TRL: RLOO": ("TRL RLOO", "#cc79a7", (0, (3, 1, 1, 1, 1, 1))),
+    "TRL: PPO, constant rate, lam 1": ("TRL PPO, tuned", "#009e73", "-."),
+    "TRL: PPO, its defaults": ("TRL PPO, its defaults", "#e69f00", (0, (6, 2))),
+    "TRL: RLOO, constant rate, normalised": ("TRL RLOO, tuned", "#cc79a7", (0, (3, 1, 1, 1, 1, 1))),
 }
 
 Curves = Mapping[Tuple[str, str], Sequence[Curve]]
@@ -64,13 +65,6 @@ def learnt(of: Sequence[Curve]) -> Reached:
     return Reached(median(values), min(values))
 
 
-def samples(of: Sequence[Curve], score: float) -> str:
-    """After how many answers the worst seed has a score, and stays there by its median."""
-    worst = [min(at) for at in zip(*([point["score"] for point in curve] for curve in of))]
-    step = next((place for place, at in enumerate(worst) if at >= score), None)
-    return "not reached" if step is None else f"{step * EVERY * ROWS}"
-
-
 def table(found: Curves) -> str:
     """A line a learner and task, in Markdown."""
     heads = ("learner", "task", "seeds", "half the samples", "all", "mean of the curve", "KL, nats")
@@ -86,7 +80,7 @@ def draw(found: Curves, file: Path) -> None:
     """Learning curves, a panel a task: the median, and a band from the worst seed to the best."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
     axes = figure.subplots(1, len(TASKS))
     for axis, task in zip(axes, TASKS):
         axis.axhline(BEST[task], color="0.6", linewidth=0.8, linestyle=(0, (1, 3)))
@@ -110,7 +104,7 @@ def draw(found: Curves, file: Path) -> None:
         title="lines: median of the seeds; bands: worst to best; dotted grey: best possible",
         title_fontsize=9,
         fontsize=9,
-        ncols=5,
+        ncols=6,
         frameon=False,
     )
     figure.savefig(file, dpi=110)
