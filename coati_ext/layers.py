@@ -215,7 +215,8 @@ def _lines(text: str) -> Dict[str, int]:
 def freeze(layers: Layers) -> str:
     """The layers as URL-safe base64 of JSON, which shells and launchers pass on unchanged.
 
-    Plugin files become absolute paths, because the reader may have another working directory.
+    Plugin files, and values that begin with ``./`` or ``../``, become absolute paths, because the
+    reader may have another working directory.
 
     Raises:
         ConfigError: a value cannot be encoded.
@@ -232,10 +233,12 @@ def freeze(layers: Layers) -> str:
 
 
 def _absolute(entry: Entry) -> Any:
-    if entry.name != "plugins" or not is_list_of_text(entry.value):
-        return entry.value
     folder = entry.folder or Path.cwd()
-    return [str(folder / name) if name.endswith(".py") else name for name in entry.value]
+    if entry.name == "plugins" and is_list_of_text(entry.value):
+        return [str(folder / name) if name.endswith(".py") else name for name in entry.value]
+    if isinstance(entry.value, str) and entry.value.startswith(("./", "../")):
+        return str(folder / entry.value)
+    return entry.value
 
 
 def _thaw(text: str) -> List[Entry]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -18,6 +19,7 @@ from typing import Any, List, NamedTuple, Optional, Sequence, Tuple
 from rich.console import Console
 
 from coati_ext.errors import ScriptError
+from coati_ext.settings import FROZEN, collect, freeze
 
 _PROGRESS = "_COATI_EXT_PROGRESS"  # names the file that a child tells its progress in
 _EVERY = 0.2  # seconds
@@ -57,25 +59,34 @@ def run_module(
         arguments: its arguments.
         flag: its ``COATI_EXT``.
         coati: the folder whose coati it finds first, by default the working directory of this one.
-        folder: its working directory.
+        folder: its working directory; the settings are read in that of this process.
         progress: the file in which it tells how far it is.
 
     Raises:
-        ScriptError: it failed; the message is its last line of output.
+        ConfigError: a file of settings is unreadable.
+        ScriptError: it failed; the message is what its output ends with.
     """
     path = os.pathsep.join(filter(None, sys.path))
+    settings = {} if folder is None else {FROZEN: freeze(collect())}
     done = subprocess.run(
         [sys.executable, "-c", _START, coati or os.getcwd(), module, *arguments],
-        env={**os.environ, "COATI_EXT": flag, "PYTHONPATH": path, _PROGRESS: progress},
+        env={**os.environ, "COATI_EXT": flag, "PYTHONPATH": path, _PROGRESS: progress, **settings},
         cwd=folder,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ScriptError(f"{module} failed with COATI_EXT={flag or 'unset'}: {last}")
+        told = _last_words(done.stderr)
+        raise ScriptError(f"{module} failed with COATI_EXT={flag or 'unset'}: {told}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def _last_words(output: str) -> str:
+    """The last error of an output, whose message may have several lines."""
+    lines = output.strip().splitlines() or ["no message"]
+    errors = [n for n, line in enumerate(lines) if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    return "\n".join(lines[errors[-1] if errors else -1 :])
 
 
 def side_by_side(

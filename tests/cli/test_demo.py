@@ -85,3 +85,28 @@ def test_a_child_that_fails_is_named(capsys):
     with pytest.raises(ScriptError, match=r"no_such_module failed with COATI_EXT=0: .*No module"):
         side_by_side("no_such_module", [Run("one", "0", ())])
     assert capsys.readouterr().err == ""  # not a terminal: no bars
+
+
+def test_settings_are_those_of_the_folder_that_one_is_in(monkeypatch, tmp_path):
+    """A child that works elsewhere finds the plugin, the file of settings and the log's folder."""
+    (tmp_path / "asked.py").write_text(
+        "import json\n"
+        "from coati_ext.plan import make_plan\n"
+        "plan = make_plan()\n"
+        "told = [plan.settings.sections['metrics']['folder'].value, plan.settings.policy.value]\n"
+        "print(json.dumps([*told, [name for name, _, _ in plan.layers.plugins]]))\n"
+    )
+    (tmp_path / "mine.py").write_text("")
+    (tmp_path / "coati-ext.toml").write_text('policy = "structural"\n')
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COATI_EXT_SET", "plugins=./mine.py,metrics.folder=./logs")
+    [found] = side_by_side("asked", [Run("one", "1", ())], apart=True)
+    assert found == [str(tmp_path / "logs"), "structural", [str(tmp_path / "mine.py")]]
+
+
+def test_the_whole_message_of_a_child_is_told(monkeypatch, tmp_path):
+    (tmp_path / "failing.py").write_text("raise ValueError('first line\\nsecond line')\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    with pytest.raises(ScriptError, match=r"COATI_EXT=0: ValueError: first line\nsecond line$"):
+        side_by_side("failing", [Run("one", "0", ())])
