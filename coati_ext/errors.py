@@ -67,6 +67,10 @@ class InputError(CoatiExtError, ValueError):
     exit_code = 2
 
 
+class NotMeasuredError(CoatiExtError, RuntimeError):
+    """What a ``Defect`` measures is not in this coati, or cannot be imported here."""
+
+
 class ScriptError(CoatiExtError, RuntimeError):
     """A child process of a command failed."""
 

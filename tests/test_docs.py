@@ -139,13 +139,14 @@ def test_the_readmes_plugin_runs_in_15_lines(upstream, tmp_path):
         assert_padding_invariant(tiny_reward_model("llama"))
 
 
-@pytest.mark.once(why="a page's two files, on the stand-in that they name")
-def test_the_page_on_plugins_passes_its_own_test(bare_python):
+@pytest.mark.once(why="a page's files, on the stand-in that they name")
+def test_the_page_on_plugins_passes_its_own_tests(bare_python):
     named = r"```python\n(# (\w+\.py)\n.*?)```"
     for code, name in re.findall(named, PAGES["plugins.md"], flags=re.DOTALL):
         (bare_python.cwd / name).write_text(code)
-    told = bare_python.warm("-m", "pytest", "-p", "no:cacheprovider", "test_last_tokens.py").stdout
-    assert "2 passed" in told
+    for name in ("test_last_tokens.py", "test_monte_carlo.py"):
+        told = bare_python.warm("-m", "pytest", "-p", "no:cacheprovider", name).stdout
+        assert "2 passed" in told
 
 
 @pytest.mark.once(why="the steps of a rollout are the same on every stack")

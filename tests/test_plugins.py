@@ -329,6 +329,14 @@ def test_a_defect_that_ends_the_process_is_wrong_and_no_end(tmp_path, monkeypatc
     assert (found["verdict"], found["value"]) == ("wrong", "SystemExit: 0")
 
 
+def test_a_defect_that_is_not_measured_says_why(tmp_path, monkeypatch):
+    told = "from coati_ext.errors import NotMeasuredError\ndef measure():\n"
+    write("absent.py", f"{told}    raise NotMeasuredError('no vLLM here')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = measure(Defect("absent", "mine", "", ("G4",), "absent:measure"))
+    assert (found["verdict"], found["value"]) == ("not measured", "no vLLM here")
+
+
 def test_a_plugins_patch_of_a_built_ins_target_needs_an_order(upstream):
     with pytest.raises(RefusedError, match="stable_losses and scale both change"):
         plan_with(complete_plugin(after=()))

@@ -25,6 +25,7 @@ from coati_ext.patching.reliances import CHANGED
 from coati_ext.report import PENDING, REFUSED
 
 Facts = Dict[str, Any]
+NOT_MEASURED = "not measured"
 LAUNCHERS = ("torchrun", "colossalai")
 
 
@@ -59,7 +60,7 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         status = 1
     if options.live and plan["generation"]:
         found["live"], found["notes"] = _measure()
-        wrong = [item for item in found["live"] if item["verdict"] != "right"]
+        wrong = [item for item in found["live"] if item["verdict"] == "wrong"]
         status = max(status, int(bool(wrong)))
     found["verdict"], found["next"] = _verdict(found)
     return status, found
@@ -96,9 +97,10 @@ def _verdict(found: Facts) -> Tuple[str, str]:
     if refused:
         return _refusal(refused, plan)
     live = found.get("live", [])
-    left = [item for item in live if item["verdict"] != "right"]
+    ran = [item for item in live if item["verdict"] != NOT_MEASURED]
+    left = [item for item in live if item["verdict"] == "wrong"]
     if left:
-        told = f"DEFECTIVE. {len(left)} of {len(live)} bugs are not fixed by the patches, such as "
+        told = f"DEFECTIVE. {len(left)} of {len(ran)} bugs are not fixed by the patches, such as "
         return f"{told}{left[0]['name']}: {left[0]['summary']}", "coati-ext doctor --live --json"
     return _state(found, _measured(live) if live else _counted(plan))
 
@@ -151,7 +153,7 @@ def _name(item: Facts) -> str:
 
 
 def _counted(plan: Facts) -> str:
-    """How many bugs there are, and whether the functions that have them were recognised."""
+    """How many bugs can be measured, and whether the functions that have them were recognised."""
     waiting = {item["target"] for item in plan["steps"] if item["state"] == PENDING}
     fixed = len({item["target"] for item in plan["steps"]} - waiting)
     unknown = len({item["target"] for item in plan["edits"]} & waiting)
@@ -159,15 +161,20 @@ def _counted(plan: Facts) -> str:
     some = "" if covered == len(plan["defects"]) else f", {covered} of them covered"
     known = f"all {len(waiting)}" if not unknown else f"{len(waiting) - unknown} of {len(waiting)}"
     return (
-        f"This coati ({plan['generation']}) has {len(plan['defects'])} known RLHF bugs{some}; "
+        f"coati-ext checks this coati ({plan['generation']}) for {len(plan['defects'])} known RLHF "
+        f"bugs{some}; "
         f"{known} functions to patch were recognised"
         + (f", and upstream has fixed {fixed} already." if fixed else ".")
     )
 
 
 def _measured(live: List[Facts]) -> str:
-    shown = [item for item in live if item["verdict_before"] != "right"]
-    told = f"{len(shown)} of {len(live)} bugs reproduced here, {len(live)} right with patches on"
+    ran = [item for item in live if item["verdict"] != NOT_MEASURED]
+    shown = [item for item in ran if item["verdict_before"] == "wrong"]
+    told = f"{len(shown)} of {len(ran)} bugs reproduced here, {len(ran)} right with patches on"
+    reasons = sorted({item["after"] for item in live if item["verdict"] == NOT_MEASURED})
+    if reasons:
+        told += f", {len(live) - len(ran)} not measured ({'; '.join(reasons)})"
     for item in shown:
         if isinstance(item["before"], float):
             off, on = _number(item["before"]), _number(item["after"])
@@ -222,8 +229,8 @@ def view(found: Facts) -> None:
         rows = [
             [
                 *(item["name"], item["patch"], item["summary"]),
-                *(_number(item[key]) for key in ("before", "after", "right", "tolerance")),
-                item["verdict"],
+                *(_cell(item, key) for key in ("before", "after", "right", "tolerance")),
+                _live_view(item),
             ]
             for item in found["live"]
         ]
@@ -246,6 +253,18 @@ def _launcher_view(item: Facts) -> str:
         f"would not be patched: {item['problem']}" if item["problem"] else "patched by COATI_EXT=1"
     )
     return f"{item['file']}, under {item['python']}: {state}"
+
+
+def _cell(item: Facts, key: str) -> str:
+    return "" if item["verdict"] == NOT_MEASURED else _number(item[key])
+
+
+def _live_view(item: Facts) -> str:
+    if item["verdict"] == NOT_MEASURED:
+        return f"not measured: {item['after']}"
+    if item["verdict_before"] == item["verdict"] == "right":
+        return "right, and right off too: this coati does not have it"
+    return str(item["verdict"])
 
 
 def _number(value: Any) -> str:

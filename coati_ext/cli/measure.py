@@ -16,6 +16,7 @@ from typing import Any, Dict, List
 
 from coati_ext.active import announce
 from coati_ext.cli.child import tell
+from coati_ext.errors import NotMeasuredError
 from coati_ext.patching.defect import Defect
 from coati_ext.plan import make_plan
 from coati_ext.switch import enable
@@ -28,8 +29,11 @@ def measure(defect: Defect) -> Dict[str, Any]:
     try:
         value = float(getattr(importlib.import_module(module), name)())
         right = math.isfinite(value) and abs(value - defect.right) <= defect.tolerance
+        verdict = "right" if right else "wrong"
+    except NotMeasuredError as error:
+        value, verdict = str(error), "not measured"
     except (Exception, SystemExit) as error:
-        value, right = f"{type(error).__name__}: {error}".splitlines()[0], False
+        value, verdict = f"{type(error).__name__}: {error}".splitlines()[0], "wrong"
     return {
         "name": defect.name,
         "patch": defect.patch,
@@ -37,7 +41,7 @@ def measure(defect: Defect) -> Dict[str, Any]:
         "right": defect.right,
         "tolerance": defect.tolerance,
         "value": str(value) if isinstance(value, float) and not math.isfinite(value) else value,
-        "verdict": "right" if right else "wrong",
+        "verdict": verdict,
     }
 
 

@@ -19,7 +19,8 @@ class Defect:
     """The generations that have it."""
     measure: str
     """``module:function``; it takes no arguments, runs the installed coati and returns the number,
-    a float. An exception counts as wrong and is reported by its name."""
+    a float. An exception counts as wrong and is reported by its name, but for
+    ``coati_ext.errors.NotMeasuredError``, which says why there is no number here."""
     right: float = 0.0
     """The correct value."""
     tolerance: float = 1e-5

@@ -75,7 +75,7 @@ def test_doctor(cli, upstream):
     assert view.splitlines()[:2] == [f"verdict: {facts['verdict']}", f"next: {facts['next']}"]
     assert facts["verdict"].startswith("NOT PATCHED")
     bugs = len(facts["plan"]["defects"])
-    assert f"({upstream.generation}) has {bugs} known RLHF bugs; all " in facts["verdict"]
+    assert f"({upstream.generation}) for {bugs} known RLHF bugs; all " in facts["verdict"]
     waiting = {it["target"] for it in facts["plan"]["steps"] if it["state"] == "pending"}
     assert f"all {len(waiting)} functions to patch were recognised" in facts["verdict"]
 
@@ -153,6 +153,31 @@ def test_doctor_live_shows_each_defect_off_and_on(
     wrong = "DEFECTIVE. 1 of 1 bugs are not fixed by the patches, such as first: a number"
     right = "1 of 1 bugs reproduced here, 1 right with patches on. One, first: a number, 0.5 off"
     assert (wrong if verdict == "wrong" else right) in view.splitlines()[0]
+
+
+def test_doctor_live_says_why_a_bug_was_not_measured_or_is_not_there(cli, upstream, monkeypatch):
+    from coati_ext.cli import doctor
+
+    def side_by_side(module, runs):
+        ideal = {"patch": "rollout", "summary": "a number", "right": 0.0, "tolerance": 0.1}
+        runs = [("there", 0.5, "wrong"), ("gone", 0.0, "right"), ("away", "no x", "not measured")]
+        off, on = (
+            [{**ideal, "name": name, "value": value, "verdict": found} for name, value, found in it]
+            for it in (runs, [("there", 0.0, "right"), *runs[1:]])
+        )
+        return [{"defects": off, "notes": []}, {"defects": on, "notes": []}]
+
+    monkeypatch.setattr(doctor, "side_by_side", side_by_side)
+    status, view, _ = cli("doctor", "--live")
+    assert status == 0
+    told = "1 of 2 bugs reproduced here, 2 right with patches on, 1 not measured (no x). One, there"
+    assert told in view.splitlines()[0]
+    lines = [" ".join(line.split()) for line in view.splitlines()[-3:]]
+    assert [line.split("a number ")[1] for line in lines] == [
+        "0.5 0 0 0.1 right",
+        "0 0 0 0.1 right, and right off too: this coati does not have it",
+        "not measured: no x",
+    ]
 
 
 def test_doctor_live_notes_the_level_of_each_family(on):

@@ -1,6 +1,6 @@
 """Defects of ``coati.distributed`` that ``doctor --live`` measures with the installed coati.
 
-Where the package is not, or cannot be imported, there is nothing wrong with it.
+Where the package is not, or cannot be imported, they say so instead.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, Dict, Iterator
 from unittest import mock
 
+from .needed import need_distributed
 from .training import apart, gradient, table
 
 _FIRST, _PADDED = 64, 128
@@ -19,10 +20,9 @@ def measure_tensor_parallel() -> float:
 
     All that is sampled is of that part, so that the first rank's exponentials are 0.
     """
-    from coati_ext.testing import has_distributed, sampled
+    from coati_ext.testing import sampled
 
-    if not has_distributed():
-        return 0.0
+    need_distributed()
     whole, part = table(120 - _FIRST, below=_FIRST), table(120 - _FIRST, below=_FIRST)
     minibatch = sampled(whole, _PROMPTS)
     part.forward = lambda input_ids, **_: SimpleNamespace(logits=part.rows(input_ids))
@@ -43,10 +43,9 @@ def measure_pipeline() -> float:
 
     The stage has every layer, and upstream's step is what runs on such a rank.
     """
-    from coati_ext.testing import has_distributed, sampled
+    from coati_ext.testing import sampled
 
-    if not has_distributed():
-        return 0.0
+    need_distributed()
     models = [table(8), table(8)]
     minibatch = sampled(models[0], [[5, 3], [4, 6]])
     with _last_of_two() as group:

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 from typing import Any, List
 from unittest import mock
 
+from .needed import need_distributed
+
 _ADDRESS = "http://verifier.example/check"
 
 
@@ -16,10 +18,9 @@ def measure_hidden_bos() -> float:
     """The number of real tokens that are left out of a prompt."""
     import torch
 
-    from coati_ext.testing import cpu_only, has_distributed
+    from coati_ext.testing import cpu_only
 
-    if not has_distributed():
-        return 0.0
+    need_distributed()
     from coati.distributed.inference_backend import VLLMInferenceBackend
 
     seen: List[Any] = []
@@ -43,10 +44,9 @@ def measure_verifier() -> float:
     """The number of requests, in training and in an evaluation, to another address."""
     import torch
 
-    from coati_ext.testing import cpu_only, has_distributed, importable_rewards
+    from coati_ext.testing import cpu_only, importable_rewards
 
-    if not has_distributed():
-        return 0.0
+    need_distributed()
     asked: List[str] = []
 
     def post(url: str, **_: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Dict, List, Tuple
 
+from .needed import need_distributed
+
 _PPB: Dict[str, Any] = {"algo": "REINFORCE_PPB"}
 _PROMPTS = [[1, 5, 9], [1, 7, 8], [1, 33, 4], [1, 20, 21]]
 
@@ -15,10 +17,7 @@ def measure_temperature() -> float:
 
 def measure_split() -> float:
     """The gradient of four microbatches, in units of that of one."""
-    from coati_ext.testing import has_distributed
-
-    if not has_distributed():
-        return 1.0
+    need_distributed()
     parts, whole = _gradient("llama", train_microbatch_size=4), _gradient("llama")
     return float((parts @ whole) / (whole @ whole))
 
@@ -38,10 +37,9 @@ def measure_masked_kl() -> float:
     """The number of gradients that are not finite."""
     import torch
 
-    from coati_ext.testing import has_distributed, sampled
+    from coati_ext.testing import sampled
 
-    if not has_distributed():
-        return 0.0
+    need_distributed()
     policy, reference = table(8), table(8)
     with torch.no_grad():
         policy.rows.weight[:, 0] = -200
@@ -101,9 +99,8 @@ def table(columns: int, below: int = 0) -> Any:
 
 
 def _apart(gradients: Any) -> float:
-    from coati_ext.testing import has_distributed
-
-    return apart(*gradients()) if has_distributed() else 0.0
+    need_distributed()
+    return apart(*gradients())
 
 
 def _gradient(
