@@ -27,6 +27,8 @@ _ALONE = 4  # rows of an evaluation that are scored once more, each alone
 class _Scored:
     """What is kept of one forward of a reward model."""
 
+    model: int
+    """The ``id`` of the model."""
     token: Tensor
     """(B,) the pooled token of each row."""
     real: Tensor
@@ -52,12 +54,15 @@ def tokens_computed(computed: int, real: int, columns: int) -> None:
 
 
 @hookimpl
-def rows_scored(input_ids: Tensor, attention_mask: Tensor, positions: Tensor, reward: Any) -> None:
+def rows_scored(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, positions: Tensor, reward: Any
+) -> None:
     """Keep what was pooled of rows (B, S) until it is known what they are."""
     at = positions.unsqueeze(1)
     first = None if _scored else (input_ids[:_ALONE], attention_mask[:_ALONE])
     _scored.append(
         _Scored(
+            model=id(model),
             token=input_ids.gather(1, at).squeeze(1),
             real=attention_mask.gather(1, at).squeeze(1),
             length=attention_mask.sum(dim=1),
@@ -84,7 +89,7 @@ def experience_made(
         if experience.values.dim() == 1:  # a whole answer is one action
             target, values, mask = target[:, :1], values[:, :1], mask[:, :1]
         sums["values"] = tensors.joint_sums(values, target, mask)
-    scored = _last(len(rollout.score))
+    scored = _by(maker.reward_model, _last(len(rollout.score)))
     sums.update(_pooled(scored, maker, rollout.score.device, rollout.ended))
     add(_experience.setdefault(maker, {}), _of("rollout", sums))
 
@@ -221,6 +226,14 @@ def _last(rows: int) -> List[_Scored]:
         count += len(taken[0].token)
     _scored.clear()
     return taken if count == rows else []
+
+
+def _by(judge: Any, scored: List[_Scored]) -> List[_Scored]:
+    """The forwards, if the judge of a rollout made them: one of rules makes none."""
+    if not hasattr(judge, "modules"):
+        return scored
+    models = {id(module) for module in judge.modules()}
+    return scored if models.issuperset(item.model for item in scored) else []
 
 
 def _used(device: torch.device) -> Sums:

@@ -176,6 +176,25 @@ def test_what_the_reward_model_has_scored_a_row_at(upstream, monkeypatch):
     assert trainer.writer.last["rollout/missing_end"] == 0.5
 
 
+@pytest.mark.generations("G3", "G4")
+def test_rows_of_another_model_are_no_rows_of_a_rollout(upstream, monkeypatch):
+    tokenizer = tiny_tokenizer(padding_side="left")
+    other = tiny_reward_model("gpt2")
+
+    class Rule(torch.nn.Module):
+        def forward(self, input_ids, attention_mask=None, **_):
+            return torch.ones(len(input_ids))
+
+    with coati_ext.applied(), cpu_only():
+        scripted(monkeypatch, [[20, 2], [21, 2], [22, 2], [23, 2]])
+        trainer = ppo(tokenizer)
+        trainer.experience_maker.reward_model = Rule()
+        other(torch.ones(4, 5, dtype=torch.long), attention_mask=torch.ones(4, 5))
+        training_step(trainer, sampled(trainer, tokenizer))
+    assert "rollout/score_mean" in trainer.writer.last
+    assert "rollout/pooled_content" not in trainer.writer.last
+
+
 @pytest.mark.enough("G2", "G4", why="the maker has a tokenizer, and what is kept is the same")
 @pytest.mark.generations("G2", "G3", "G4")
 def test_what_a_user_scores_besides_is_not_counted(upstream):
