@@ -17,9 +17,8 @@ def need_distributed() -> None:
     try:
         import_module("coati.distributed.grpo_consumer")
     except ImportError as error:
-        if str(error.name).startswith("coati.distributed") and isinstance(
-            error, ModuleNotFoundError
-        ):
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "coati.distributed"
+        if absent:
             raise NotMeasuredError("this coati has no coati.distributed") from error
         reason = re.sub(r" \(.*\)$", "", str(error).splitlines()[0])  # the path is long
         raise NotMeasuredError(f"coati.distributed cannot be imported: {reason}") from error
