@@ -52,7 +52,7 @@ def test_doctor_tells_what_the_flag_cannot_reach(wheel, tmp_path, request):
     facts, gap = doctor(**user)  # pip install --user
     assert facts["startup_file"] == str(aside / "coati_ext.pth")
     assert (gap["what"], gap["here"]) == ("python -s, python -I and PYTHONNOUSERSITE", False)
-    assert facts["verdict"].startswith("NOT PATCHED. This coati")
+    assert facts["verdict"].startswith("NOT PATCHED. coati-ext checks this coati")
     assert [item["problem"] for item in facts["launchers"]] == ["", ""]
 
     facts, gap = doctor("-s", **user)

@@ -31,7 +31,7 @@ PLAN = textwrap.dedent(
     print(*sorted({row.state for row in coati_ext.status().patches}))
     """
 )
-ARMED_PLAN = "already upstream applied pending"  # applied is what has no sites
+ARMED_PLAN = "already upstream applied off pending"  # applied: no sites; off: reward_scaling
 
 
 def imported(python, **variables):
