@@ -102,9 +102,6 @@ def _quiet() -> Iterator[None]:
 def _patches(setting: Setting) -> Any:
     import coati_ext
 
-    # Imported before the patches, since these take back only what they have changed themselves.
-    import_module("coati.experience_maker")
-    import_module("coati.trainer")
     if setting.config is None:
         return contextlib.nullcontext()
     config = setting.config

@@ -90,6 +90,8 @@ def test_disable_gives_back_every_attribute_by_identity(upstream, late):
         for target, function in patched.items():
             assert slot(target) is not function
             assert not slot(target).__module__.startswith("coati_ext.")
+        held = {id(function) for function in patched.values()}
+        assert [place for place, value in attributes().items() if value in held] == []
     else:
         coati_ext.enable()
         assert attributes() != before

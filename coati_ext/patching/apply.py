@@ -100,8 +100,9 @@ def write_all(writes: Sequence[Write], ledger: List[Write]) -> None:
 def way_back(ledger: Sequence[Write]) -> List[Tuple[Any, str, Any]]:
     """Owner, name and old value of every slot that :func:`give_back` has to restore, newest first.
 
-    A slot that has its old value already is left out, so that this can be asked again after an
-    interrupt.
+    Then the names in modules of coati that were imported since and have taken ours from another one
+    (``from x import f``). A slot that has its old value already is left out, so that this can be
+    asked again after an interrupt.
 
     Raises:
         DisturbedError: a slot holds neither ours nor upstream's function.
@@ -111,10 +112,13 @@ def way_back(ledger: Sequence[Write]) -> List[Tuple[Any, str, Any]]:
         slots.setdefault((id(write.owner), write.name), []).append(write)
     back = []
     disturbed = []
+    taken: Dict[int, Any] = {}
     for writes in reversed(list(slots.values())):
         last = writes[-1]
         ours = {id(write.new): write.old for write in writes}
         originals = [write.old for write in writes if id(write.old) not in ours]
+        if inspect.ismodule(writes[0].owner):
+            taken.update(dict.fromkeys(ours, originals[-1]))
         value = last.held
         while id(value) in ours:  # the patches of one function are stacked
             value = ours.pop(id(value))
@@ -127,6 +131,9 @@ def way_back(ledger: Sequence[Write]) -> List[Tuple[Any, str, Any]]:
             f"cannot undo: something else has since written to {', '.join(reversed(disturbed))}. "
             "Undo that first; nothing was undone"
         )
+    for _, module, name, value in _names_in_coati():
+        if id(value) in taken and (id(module), name) not in slots:
+            back.append((module, name, taken[id(value)]))
     return back
 
 
@@ -294,11 +301,15 @@ def _replacement(
 
 def _aliases(original: object, new: object, home: ModuleType) -> Iterator[Write]:
     """Writes for the names in other coati modules (``from x import f``) that hold the original."""
-    names = [name for name in list(sys.modules) if f"{name}.".startswith("coati.")]
-    for module_name in sorted(names):
-        module = sys.modules[module_name]
-        if module is home or module is None:
-            continue
-        for name, value in list(vars(module).items()):
-            if value is original:
-                yield Write(module, name, original, new, f"{module_name}:{name}")
+    for place, module, name, value in _names_in_coati():
+        if value is original and module is not home:
+            yield Write(module, name, original, new, f"{place}:{name}")
+
+
+def _names_in_coati() -> Iterator[Tuple[str, ModuleType, str, Any]]:
+    """Each imported module of coati, by its name, with each of its attributes."""
+    for place in sorted(name for name in list(sys.modules) if f"{name}.".startswith("coati.")):
+        module = sys.modules[place]
+        if module is not None:
+            for name, value in list(vars(module).items()):
+                yield place, module, name, value

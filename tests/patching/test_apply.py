@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import wrapt
@@ -108,6 +109,27 @@ def test_a_name_is_rebound_in_coati_and_left_alone_in_the_users_modules(small, m
     assert mine.f is coati_like.f is original
     undo(ledger)
     assert coati.other.same is coati.other.f is coati.home.f is original
+
+
+def test_what_a_module_has_taken_while_patched_is_given_back_too(small, monkeypatch):
+    import coati.home
+
+    original = coati.home.f
+    (Path(coati.home.__file__).parent / "late.py").write_text("from coati.home import f, g\n")
+    mine = types.ModuleType("mine")
+    monkeypatch.setitem(sys.modules, "mine", mine)
+    ledger = apply(small, ("f", "plus_one", "wrap"), ("f", "plus_one", "wrap"))
+    late = importlib.import_module("coati.late")
+    mine.f = coati.home.f
+    assert late.f is coati.home.f is not original
+    *most, last = way_back(ledger)
+    assert last[:2] == (late, "f")
+    for slot in most:  # and an interrupt before the last
+        give_back(*slot)
+    undo(ledger)
+    assert late.f is coati.home.f is original
+    assert late.g is coati.home.g
+    assert mine.f is not original  # of the user's own
 
 
 def test_patches_of_one_function_are_stacked_in_order_and_undone(small):
