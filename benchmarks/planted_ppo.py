@@ -18,16 +18,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # coati_ext of this checkout, installed or not
+HERE = Path(__file__).resolve().parent
+for _place in (HERE.parent, HERE):  # coati_ext of this checkout, installed or not; our peers
+    if str(_place) not in sys.path:
+        sys.path.insert(0, str(_place))
+
+from each_coati import FailedError, Place, add_commands, places, run_elsewhere  # noqa: E402
 
 import coati_ext._startup  # noqa: E402, F401  what coati_ext.pth does, for checkouts that lack it
 from coati_ext.demo.policy import (  # noqa: E402
@@ -191,11 +193,11 @@ def run(out: Path) -> None:
     out.write_text(json.dumps([train(seed) for seed in SEEDS]))
 
 
-def compare(coatis: Sequence[str], out: Path) -> None:
+def compare(coatis: Sequence[Place], out: Path) -> None:
     """Run each coati, patches off and on, in processes of their own; then table and picture.
 
     Args:
-        coatis: "LABEL=FOLDER" or "LABEL=FOLDER:PYTHON" each, where FOLDER holds `coati/`.
+        coatis: where they are.
         out: the folder for `planted_ppo.json`, `planted_ppo.md` and `planted_ppo.png`.
     """
     import matplotlib  # noqa: F401  to fail before the runs, not after them
@@ -204,38 +206,25 @@ def compare(coatis: Sequence[str], out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     results = []
-    for item in coatis:
-        label, _, place = item.partition("=")
-        folder, _, python = place.partition(os.pathsep)
+    for at in coatis:
         result: Dict[str, Any] = {
-            "coati": label,
-            "generation": generation_of(Path(folder, "coati")),
+            "coati": at.label,
+            "generation": generation_of(at.folder / "coati"),
         }
         for state, flag in STATES.items():
-            print(f"{label}, patches {state} ...", flush=True)
-            result[state] = run_elsewhere(Path(folder).resolve(), python or sys.executable, flag)
+            print(f"{at.label}, patches {state} ...", flush=True)
+            result[state] = found(at, flag)
         results.append(result)
         (out / "planted_ppo.json").write_text(json.dumps(results))
     draw(out)
 
 
-def run_elsewhere(folder: Path, python: str, flag: str) -> Dict[str, Any]:
+def found(at: Place, flag: str) -> Dict[str, Any]:
     """What `run` finds in a process with one coati and one flag, or what it failed with."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("COATI_EXT")}
-    path = os.pathsep.join(filter(None, [str(ROOT), str(folder), clean.get("PYTHONPATH", "")]))
-    with tempfile.TemporaryDirectory() as work:
-        curves = Path(work) / "curves.json"
-        done = subprocess.run(
-            [python, str(Path(__file__).resolve()), "run", str(curves)],
-            env={**clean, "PYTHONPATH": path, "COATI_EXT": flag, "OMP_NUM_THREADS": "1"},
-            cwd=work,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            return {"error": (done.stderr.strip() or "no message").splitlines()[-1]}
-        return {"curves": json.loads(curves.read_text())}
+    try:
+        return {"curves": run_elsewhere(__file__, at, COATI_EXT=flag)}
+    except FailedError as error:
+        return {"error": str(error).splitlines()[-1]}
 
 
 def draw(out: Path) -> None:
@@ -333,17 +322,11 @@ def paint(results: Sequence[Mapping[str, Any]], file: Path) -> None:
 
 def main() -> None:
     """Take the command line."""
-    from coati_ext.testing import GENERATIONS, standin
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command")
-    one = commands.add_parser("run", help="train with the coati that can be imported")
-    one.add_argument("out", type=Path, metavar="OUT.json")
-    both = commands.add_parser("compare", help="run coatis with patches off and on (default)")
-    both.add_argument("coatis", nargs="*", metavar=f"LABEL=FOLDER[{os.pathsep}PYTHON]")
-    both.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER")
+    several = "run coatis with patches off and on"
+    commands = add_commands(parser, one="train", several=several)
     again = commands.add_parser("draw", help="table and picture of what compare left there")
     again.add_argument("out", type=Path, metavar="FOLDER")
     given = parser.parse_args(sys.argv[1:] or ["compare"])
@@ -352,8 +335,7 @@ def main() -> None:
     elif given.command == "draw":
         draw(given.out)
     else:
-        standins = [f"stand-in={standin(name)}" for name in GENERATIONS]
-        compare(given.coatis or standins, given.out)
+        compare(places(given.coatis), given.out)
 
 
 if __name__ == "__main__":

@@ -17,15 +17,18 @@ import io
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Sequence
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # coati_ext of this checkout, installed or not
+HERE = Path(__file__).resolve().parent
+for _place in (HERE.parent, HERE):  # coati_ext of this checkout, installed or not; our peers
+    if str(_place) not in sys.path:
+        sys.path.insert(0, str(_place))
+
+from each_coati import FailedError, Place, add_commands, places, run_elsewhere  # noqa: E402
 
 import coati_ext  # noqa: E402
 from coati_ext.demo.task import LENGTH  # noqa: E402
@@ -136,47 +139,28 @@ def run(out: Path) -> None:
     target.write_text(json.dumps(found))
 
 
-def compare(coatis: Sequence[str], out: Path) -> None:
+def compare(coatis: Sequence[Place], out: Path) -> None:
     """Run each coati in a process of its own; then write the table.
 
     Args:
-        coatis: "LABEL=FOLDER" or "LABEL=FOLDER:PYTHON" each, where FOLDER holds `coati/`.
+        coatis: where they are.
         out: the folder for `reward_level.json` and `reward_level.md`.
     """
     from coati_ext.patching.source import generation_of
 
     out.mkdir(parents=True, exist_ok=True)
     results = {}
-    for item in coatis:
-        label, _, place = item.partition("=")
-        folder, _, python = place.partition(os.pathsep)
-        print(f"{label} ...", flush=True)
-        name = f"{generation_of(Path(folder, 'coati'))}: {label}"
-        results[name] = run_elsewhere(Path(folder).resolve(), python or sys.executable)
+    for at in coatis:
+        print(f"{at.label} ...", flush=True)
+        name = f"{generation_of(at.folder / 'coati')}: {at.label}"
+        try:
+            results[name] = run_elsewhere(__file__, at)
+        except FailedError as error:
+            raise SystemExit(f"{at.folder} failed:\n{error}") from None
         (out / "reward_level.json").write_text(json.dumps(results))
     lines = table(results)
     (out / "reward_level.md").write_text("".join(f"| {' | '.join(line)} |\n" for line in lines))
     print((out / "reward_level.md").read_text(), end="")
-
-
-def run_elsewhere(folder: Path, python: str) -> List[Dict[str, Level]]:
-    """What `run` finds in a process with one coati."""
-    clean = {key: value for key, value in os.environ.items() if not key.startswith("COATI_EXT")}
-    path = os.pathsep.join(filter(None, [str(ROOT), str(folder), clean.get("PYTHONPATH", "")]))
-    with tempfile.TemporaryDirectory() as work:
-        file = Path(work) / "level.json"
-        done = subprocess.run(
-            [python, str(Path(__file__).resolve()), "run", str(file)],
-            env={**clean, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-            cwd=work,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            raise SystemExit(f"{folder} failed:\n{done.stderr}")
-        found: List[Dict[str, Level]] = json.loads(file.read_text())
-    return found
 
 
 def table(results: Mapping[str, Sequence[Mapping[str, Level]]]) -> List[List[str]]:
@@ -203,23 +187,15 @@ def table(results: Mapping[str, Sequence[Mapping[str, Level]]]) -> List[List[str
 
 def main() -> None:
     """Take the command line."""
-    from coati_ext.testing import GENERATIONS, standin
-
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = parser.add_subparsers(dest="command")
-    one = commands.add_parser("run", help="measure with the coati that can be imported")
-    one.add_argument("out", type=Path, metavar="OUT.json")
-    several = commands.add_parser("compare", help="measure several coatis (default)")
-    several.add_argument("coatis", nargs="*", metavar=f"LABEL=FOLDER[{os.pathsep}PYTHON]")
-    several.add_argument("--out", type=Path, default=Path("."), metavar="FOLDER")
+    add_commands(parser, one="measure", several="measure several coatis")
     given = parser.parse_args(sys.argv[1:] or ["compare"])
     if given.command == "run":
         run(given.out)
     else:
-        standins = [f"stand-in={standin(name)}" for name in GENERATIONS]
-        compare(given.coatis or standins, given.out)
+        compare(places(given.coatis), given.out)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,12 @@ import sys
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Sequence, Tuple
 
-ROOT = Path(__file__).resolve().parent.parent
+HERE = Path(__file__).resolve().parent
+if str(HERE) not in sys.path:
+    sys.path.insert(0, str(HERE))
+
+from each_coati import NAMED, ROOT, place  # noqa: E402
+
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 ROUNDS = 3
@@ -50,12 +55,10 @@ CASES: Dict[str, List[str]] = {
 def measure(coatis: Sequence[str], only: Sequence[str], rounds: int, out: Path) -> None:
     """Run the cases for each coati."""
     out.mkdir(parents=True, exist_ok=True)
-    for given in coatis:
-        label, _, place = given.partition("=")
-        folder, _, python = place.partition(os.pathsep)
-        path = os.pathsep.join([str(ROOT), str(Path(folder).resolve())])
+    for at in map(place, coatis):
+        path = os.pathsep.join([str(ROOT), str(at.folder)])
         for case in only or CASES:
-            command = [python or sys.executable, "-m", "coati_ext", "bench", "--json"]
+            command = [at.python, "-m", "coati_ext", "bench", "--json"]
             done = subprocess.run(
                 [*command, "--rounds", str(rounds), *CASES[case]],
                 env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
@@ -64,7 +67,7 @@ def measure(coatis: Sequence[str], only: Sequence[str], rounds: int, out: Path) 
                 text=True,
                 check=True,
             )
-            (out / f"{label}-{case}.json").write_text(done.stdout, encoding="utf-8")
+            (out / f"{at.label}-{case}.json").write_text(done.stdout, encoding="utf-8")
 
 
 def write(results: Path) -> None:
@@ -178,7 +181,7 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     one = commands.add_parser("measure", help="run the cases")
-    one.add_argument("coatis", nargs="+", metavar=f"LABEL=FOLDER[{os.pathsep}PYTHON]")
+    one.add_argument("coatis", nargs="+", metavar=NAMED)
     one.add_argument("--only", action="append", choices=CASES, help="may be repeated")
     one.add_argument("--rounds", type=int, default=ROUNDS)
     one.add_argument("--out", type=Path, required=True, metavar="FOLDER")

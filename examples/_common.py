@@ -17,6 +17,8 @@ import coati_ext._startup  # noqa: F401  what coati_ext.pth does, for checkouts 
 from coati_ext.cli.child import Run, side_by_side
 from coati_ext.cli.screen import table, write
 from coati_ext.cli.some_coati import Coati, some_coati
+from coati_ext.demo.draw import LOOKS as LINES
+from coati_ext.demo.draw import MARKERS
 from coati_ext.launch.installation import version_of
 from coati_ext.patching.patch import GENERATIONS
 from coati_ext.patching.source import generation_of
@@ -25,11 +27,7 @@ from coati_ext.testing.dictation import dictating_actor
 from coati_ext.testing.padding import layouts, pad_rows, random_rows
 
 OFF_ON = {"off": ("0", {}), "on": ("1", {})}
-# Of Okabe and Ito: told apart with any colour vision; lines and markers tell without colours.
-LOOKS = {
-    "off": {"color": "#d55e00", "linestyle": "--", "marker": "x"},
-    "on": {"color": "#0072b2", "linestyle": "-", "marker": "o"},
-}
+LOOKS = {state: {**look, "marker": MARKERS[state]} for state, look in LINES.items()}
 
 
 def story(measure, tell, draw, sizes, quick, runs=OFF_ON):
@@ -155,10 +153,3 @@ def scores_by_layout(model):
 def moved(scores):
     """How far the padding moves a score at most, of :func:`scores_by_layout`."""
     return max(abs(one - it) for row in scores.values() for one, it in zip(scores["alone"], row))
-
-
-def bare(axis):
-    """The look of our pictures: a light grid and no frame."""
-    axis.grid(color="0.92")
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)

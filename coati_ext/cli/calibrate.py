@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any, Dict, Tuple
 
-from coati_ext.cli.migrate import require_usable
+from coati_ext.cli.reward_model import add_checkpoint, add_reading, given
 from coati_ext.cli.screen import table, write
 
 Facts = Dict[str, Any]
@@ -14,47 +13,14 @@ Facts = Dict[str, Any]
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="the reward model: a file, or a folder of shards"
-    )
-    parser.add_argument(
-        "--pretrained",
-        required=True,
-        metavar="NAME",
-        help="the model that the backbone was made from",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="JSON Lines of prompt and chosen, or of chosen_input_ids: the reference answers",
-    )
-    parser.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help="the one of its training (default: that of --pretrained)",
-    )
+    told = "JSON Lines of prompt and chosen, or of chosen_input_ids: the reference answers"
+    add_checkpoint(parser, data=told)
     parser.add_argument(
         "--generation",
         choices=("G2", "G3", "G4"),
         help="of the coati that trained it, if the checkpoint has no stamp",
     )
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        default=512,
-        help="most tokens of a row, as in its training (default: 512)",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="answers at a time (default: 8)")
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        help="share of the answers that only verifies (default: 0.1)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="where to run (default: CUDA where there is one)"
-    )
+    add_reading(parser, rows="answers", held_out="verifies")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
@@ -64,21 +30,10 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         ConfigError: torch or transformers is missing, or a number is out of range.
         InputError: the checkpoint or the data cannot be used.
     """
-    require_usable("calibrate", options)
+    common = given("calibrate", options)
     from coati_ext.checkpoints.calibrate import Task, calibrate
 
-    task = Task(
-        checkpoint=Path(options.checkpoint),
-        pretrained=options.pretrained,
-        data=Path(options.data),
-        tokenizer=options.tokenizer or "",
-        generation=options.generation or "",
-        max_length=options.max_length,
-        batch_size=options.batch_size,
-        held_out=options.held_out,
-        device=options.device,
-    )
-    return 0, calibrate(task)
+    return 0, calibrate(Task(generation=options.generation or "", **common))
 
 
 def view(found: Facts) -> None:

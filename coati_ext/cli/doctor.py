@@ -21,11 +21,11 @@ from coati_ext.cli.screen import table, write
 from coati_ext.errors import ConfigError
 from coati_ext.launch import installation
 from coati_ext.launch.flag import says_off
+from coati_ext.patching.defect import NOT_MEASURED
 from coati_ext.patching.reliances import CHANGED
 from coati_ext.report import PENDING, REFUSED
 
 Facts = Dict[str, Any]
-NOT_MEASURED = "not measured"
 LAUNCHERS = ("torchrun", "colossalai")
 
 
@@ -97,7 +97,7 @@ def _verdict(found: Facts) -> Tuple[str, str]:
     if refused:
         return _refusal(refused, plan)
     live = found.get("live", [])
-    ran = [item for item in live if item["verdict"] != NOT_MEASURED]
+    ran = _ran(live)
     left = [item for item in live if item["verdict"] == "wrong"]
     if left:
         told = f"DEFECTIVE. {len(left)} of {len(ran)} bugs are not fixed by the patches, such as "
@@ -168,8 +168,12 @@ def _counted(plan: Facts) -> str:
     )
 
 
+def _ran(live: List[Facts]) -> List[Facts]:
+    return [item for item in live if item["verdict"] != NOT_MEASURED]
+
+
 def _measured(live: List[Facts]) -> str:
-    ran = [item for item in live if item["verdict"] != NOT_MEASURED]
+    ran = _ran(live)
     shown = [item for item in ran if item["verdict_before"] == "wrong"]
     told = f"{len(shown)} of {len(ran)} bugs reproduced here, {len(ran)} right with patches on"
     reasons = sorted({item["after"] for item in live if item["verdict"] == NOT_MEASURED})
@@ -261,7 +265,7 @@ def _cell(item: Facts, key: str) -> str:
 
 def _live_view(item: Facts) -> str:
     if item["verdict"] == NOT_MEASURED:
-        return f"not measured: {item['after']}"
+        return f"{NOT_MEASURED}: {item['after']}"
     if item["verdict_before"] == item["verdict"] == "right":
         return "right, and right off too: this coati does not have it"
     return str(item["verdict"])

@@ -17,7 +17,7 @@ from typing import Any, Dict, List
 from coati_ext.active import announce
 from coati_ext.cli.child import tell
 from coati_ext.errors import NotMeasuredError
-from coati_ext.patching.defect import Defect
+from coati_ext.patching.defect import NOT_MEASURED, Defect
 from coati_ext.plan import make_plan
 from coati_ext.switch import enable
 
@@ -31,7 +31,7 @@ def measure(defect: Defect) -> Dict[str, Any]:
         right = math.isfinite(value) and abs(value - defect.right) <= defect.tolerance
         verdict = "right" if right else "wrong"
     except NotMeasuredError as error:
-        value, verdict = str(error), "not measured"
+        value, verdict = str(error), NOT_MEASURED
     except (Exception, SystemExit) as error:
         value, verdict = f"{type(error).__name__}: {error}".splitlines()[0], "wrong"
     return {

@@ -6,52 +6,17 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any, Dict, List, Tuple
 
+from coati_ext.cli.reward_model import add_checkpoint, add_reading, given
 from coati_ext.cli.screen import table, write
-from coati_ext.errors import ConfigError
-from coati_ext.launch.installation import version_of
 
 Facts = Dict[str, Any]
 
 
 def add_arguments(parser: ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument(
-        "checkpoint", metavar="CHECKPOINT", help="the reward model: a file, or a folder of shards"
-    )
-    parser.add_argument(
-        "--pretrained",
-        required=True,
-        metavar="NAME",
-        help="the model that the backbone was made from",
-    )
-    parser.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE",
-        help="pairs to fit to: JSON Lines of prompt, chosen, rejected",
-    )
+    add_checkpoint(parser, data="pairs to fit to: JSON Lines of prompt, chosen, rejected")
     parser.add_argument("--output", required=True, metavar="FILE", help="the new checkpoint")
-    parser.add_argument(
-        "--tokenizer",
-        metavar="NAME",
-        help="the one of its training (default: that of --pretrained)",
-    )
-    parser.add_argument(
-        "--max-length",
-        type=int,
-        default=512,
-        help="most tokens of a row, as in its training (default: 512)",
-    )
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs at a time (default: 8)")
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        help="share of the pairs that only measures (default: 0.1)",
-    )
-    parser.add_argument(
-        "--device", default="auto", help="where to run (default: CUDA where there is one)"
-    )
+    add_reading(parser, rows="pairs", held_out="measures")
 
 
 def facts(options: Namespace) -> Tuple[int, Facts]:
@@ -61,32 +26,10 @@ def facts(options: Namespace) -> Tuple[int, Facts]:
         ConfigError: torch or transformers is missing, or a number is out of range.
         InputError: the checkpoint, the data or a folder cannot be used.
     """
-    require_usable("migrate", options)
+    common = given("migrate", options)
     from coati_ext.checkpoints.migrate import Task, migrate
 
-    task = Task(
-        checkpoint=Path(options.checkpoint),
-        pretrained=options.pretrained,
-        data=Path(options.data),
-        output=Path(options.output),
-        tokenizer=options.tokenizer or "",
-        max_length=options.max_length,
-        batch_size=options.batch_size,
-        held_out=options.held_out,
-        device=options.device,
-    )
-    return 0, migrate(task)
-
-
-def require_usable(command: str, options: Namespace) -> None:
-    """Raise ``ConfigError`` if a package is missing or a number is out of range."""
-    for package in ("torch", "transformers"):
-        if version_of(package) is None:
-            raise ConfigError(f"{command} needs {package}: run it where the model was trained")
-    for name in ("max_length", "batch_size"):
-        if getattr(options, name) < 1:
-            told = f"--{name.replace('_', '-')} {getattr(options, name)}"
-            raise ConfigError(f"{told}: expected a whole number, 1 or more")
+    return 0, migrate(Task(output=Path(options.output), **common))
 
 
 def view(found: Facts) -> None:

@@ -8,11 +8,11 @@ from typing import Any, Dict, List, Mapping, Sequence
 from coati_ext.demo.summary import mean
 
 # Of Okabe and Ito: told apart with any colour vision.
-_LOOKS: Dict[str, Dict[str, Any]] = {
+LOOKS: Dict[str, Dict[str, Any]] = {
     "off": {"color": "#d55e00", "linestyle": "--"},
     "on": {"color": "#0072b2", "linestyle": "-"},
 }
-_MARKERS = {"off": "x", "on": "o"}
+MARKERS = {"off": "x", "on": "o"}
 Runs = Mapping[str, Mapping[str, Any]]
 
 
@@ -39,10 +39,10 @@ def _policy(runs: Runs, file: Path) -> None:
     for state, run in runs.items():
         curves = [it["words"] for it in run["policy"]]
         for curve in curves:
-            axis.plot(curve, **_LOOKS[state], linewidth=0.8, alpha=0.6)
+            axis.plot(curve, **LOOKS[state], linewidth=0.8, alpha=0.6)
         average = [mean(values) for values in zip(*curves)]
         label = f"patches {state}: {average[-1]:.1f} words in the end"
-        axis.plot(average, **_LOOKS[state], linewidth=2.5, marker=_MARKERS[state], label=label)
+        axis.plot(average, **LOOKS[state], linewidth=2.5, marker=MARKERS[state], label=label)
     longest, answers, policies = (runs["off"][name] for name in ("longest", "answers", "policy"))
     axis.axhline(longest, color="0.5", linewidth=0.8, linestyle=":", label="the longest possible")
     axis.set_title(f"PPO told to be brief: the score is 1 less 1/{longest} a word", loc="left")
@@ -50,7 +50,7 @@ def _policy(runs: Runs, file: Path) -> None:
     axis.set_ylabel("words of a fresh answer, mean")
     axis.set_ylim(0, longest + 1)
     axis.legend(title=f"thick: mean of {len(policies)} seeds; thin: each seed", frameon=False)
-    _bare(axis)
+    bare(axis)
     figure.savefig(file, dpi=130)
 
 
@@ -62,7 +62,7 @@ def _rewards(runs: Runs, figures: Runs, file: Path) -> None:
     for state, run in runs.items():
         scored, found, name = run["reward"], figures[state], f"patches {state}"
         for number, line in enumerate(scored["by_pads"]):
-            pads.plot(line, **_LOOKS[state], label=None if number else name)
+            pads.plot(line, **LOOKS[state], label=None if number else name)
         accuracy = f"{found['accuracy']:.3f} as trained, {found['in_ppo']:.3f} in PPO"
         _cloud(forms, scored["trained"], scored["in_ppo"], state, f"{name}: accuracy {accuracy}")
         told = f"{name}: {found['clipped']:.0%} moved by more than the clip"
@@ -85,7 +85,7 @@ def _rewards(runs: Runs, figures: Runs, file: Path) -> None:
     values.set_ylabel("value in the first training step (new)")
     for axis in (pads, forms, values):
         axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False)
-        _bare(axis)
+        bare(axis)
     figure.savefig(file, dpi=130)
 
 
@@ -97,12 +97,13 @@ def _cloud(
     label: str,
 ) -> None:
     flat = [[value for part in parts for value in part] for parts in (across, up)]
-    colour = _LOOKS[state]["color"]
-    axis.plot(*flat, _MARKERS[state], color=colour, markersize=3, alpha=0.6, label=label)
+    colour = LOOKS[state]["color"]
+    axis.plot(*flat, MARKERS[state], color=colour, markersize=3, alpha=0.6, label=label)
     axis.axline((flat[0][0], flat[0][0]), slope=1, color="0.6", linewidth=0.8, zorder=0)
 
 
-def _bare(axis: Any) -> None:
+def bare(axis: Any) -> None:
+    """Give an axis the look of our pictures: a light grid and no frame."""
     axis.grid(color="0.92")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

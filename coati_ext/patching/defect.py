@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Tuple
 
+NOT_MEASURED = "not measured"
+"""The verdict where ``coati_ext.errors.NotMeasuredError`` was raised; else "right" or "wrong"."""
+
 
 @dataclass(frozen=True)
 class Defect:

@@ -17,8 +17,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, story
+from _common import LOOKS, story
 
+from coati_ext.demo.draw import bare
 from coati_ext.demo.task import pairs
 from coati_ext.testing import tiny_reward_model, tiny_tokenizer
 from coati_ext.testing.padding import pad_rows

@@ -11,10 +11,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, coati_of, scores_by_layout
+from _common import LOOKS, coati_of, scores_by_layout
 
 import coati_ext
 from coati_ext.cli.some_coati import importable
+from coati_ext.demo.draw import bare
 from coati_ext.testing import assert_batch_invariant, assert_padding_invariant, tiny_reward_model
 
 

@@ -17,9 +17,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, scores_in_ppo, story
+from _common import LOOKS, scores_in_ppo, story
 
+from coati_ext.demo.draw import bare
 from coati_ext.demo.policy import learn
+from coati_ext.demo.summary import mean
 from coati_ext.demo.task import LENGTH, PROMPT, answer, pairs, prompt
 from coati_ext.testing import tiny_models, tiny_tokenizer, train_reward_model
 from coati_ext.testing.preferences import BAD, GOOD
@@ -91,10 +93,6 @@ def earnings(scores, actions):
 
 def correlation(one, other):
     return float(torch.corrcoef(torch.tensor([one, other], dtype=torch.float))[0, 1])
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 def tell(found):

@@ -18,11 +18,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import bare, command, finish, half, scores_in_ppo, scores_in_training
+from _common import command, finish, half, scores_in_ppo, scores_in_training
 
 import coati_ext
 from coati_ext.cli import main as coati_ext_command
 from coati_ext.cli.child import run_module
+from coati_ext.demo.draw import bare
 from coati_ext.demo.task import LENGTH, PROMPT, pairs
 from coati_ext.testing import tiny_models, tiny_tokenizer, train_reward_model
 

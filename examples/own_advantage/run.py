@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import bare, story
+from _common import story
 
 import coati_ext
+from coati_ext.demo.draw import bare
 from coati_ext.demo.policy import learn
 
 PLUGIN = Path(__file__).resolve().with_name("leave_one_out.py")

@@ -12,9 +12,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import bare, moved, scores_by_layout, story
+from _common import moved, scores_by_layout, story
 
 import coati_ext
+from coati_ext.demo.draw import bare
+from coati_ext.demo.summary import mean
 from coati_ext.demo.task import LENGTH, pairs
 from coati_ext.testing import (
     pair_accuracy,
@@ -50,10 +52,6 @@ def tell(found):
         *(", ".join(map("{:.3f}".format, run["accuracies"])) for run in found.values()),
     ]
     yield ["  mean", *(f"{mean(run['accuracies']):.3f}" for run in found.values())]
-
-
-def mean(values):
-    return sum(values) / len(values)
 
 
 def draw(found, file):

@@ -17,9 +17,10 @@ from pathlib import Path
 import ray
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, coati_of, moved
+from _common import LOOKS, coati_of, moved
 
 from coati_ext.cli.screen import table, write
+from coati_ext.demo.draw import bare
 from coati_ext.launch import ray_runtime_env
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, scores_in_ppo, scores_in_training, story
+from _common import LOOKS, scores_in_ppo, scores_in_training, story
 
+from coati_ext.demo.draw import bare
 from coati_ext.demo.policy import fine_tune, language_model, prompt_batch, sampled
+from coati_ext.demo.summary import mean
 from coati_ext.demo.task import ANSWER, LENGTH, PROMPT, pairs, prompt
 from coati_ext.testing import tiny_models, tiny_reward_model, tiny_tokenizer, train_reward_model
 
@@ -60,10 +62,6 @@ def answers_of(actor, left, right, count):
         for asked, answer in zip(prompts, said)
         if len(answer.split()) < ANSWER  # those that have ended by themselves
     ]
-
-
-def mean(scores):
-    return sum(scores) / len(scores)
 
 
 def spread(scores):

@@ -13,8 +13,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from _common import LOOKS, bare, scores_in_ppo, scores_in_training, story
+from _common import LOOKS, scores_in_ppo, scores_in_training, story
 
+from coati_ext.demo.draw import bare
 from coati_ext.testing import (
     preference_pairs,
     tiny_models,
